@@ -1,0 +1,27 @@
+"""One module per side behind one small protocol: same samples in, same kind of prediction out.
+
+A predictor is given decoded canvases; it never reads a file or resizes, so that a difference between two sides is a
+difference between the models and what runs them.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.prediction import Prediction
+
+
+class Predictor(Protocol):
+    """One side."""
+
+    side: str
+    prompt_ids: list[int]
+    """Token ids of the prompt as this side lays it out; -1 at every position of a picture."""
+    image_slots: list[tuple[int, int]]
+    """(start, length) of each picture encoded."""
+
+    def predict(self, canvases: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Prediction]:
+        """Predictions in the order of ``canvases``, each uint8 [size, size, 3] RGB, yielded as they are ready."""
+        ...

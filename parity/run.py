@@ -1,0 +1,151 @@
+"""The main job: build the bundle, run both sides over the validation images, judge.
+
+runs/<recipe>/parity/  hf.results.jsonl  llamacpp.results.jsonl  verdict.json
+runs/<recipe>/evaluation/  the reference side's scores
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+from parity.goldens import letterbox_gate
+from parity.predictors import Predictor
+from parity.results import Header, ResultsWriter, Row, read_results
+from parity.samples import Sample, load_samples
+from parity.verdict import Verdict, judge, write_verdict
+from pipeline.build import Build
+from pipeline.contract import Contract
+from pipeline.evaluation import Answer, evaluate, write_evaluation
+from pipeline.export.bundle import mmproj_name, text_name
+from pipeline.files import sha256_file
+from pipeline.progress import Reporter
+from pipeline.provenance import machine, versions
+from pipeline.stages import Stage
+
+SideName = Literal["hf", "llamacpp"]
+_CODE = ("pipeline/contract.py", "pipeline/encoding.py", "pipeline/prediction.py", "pipeline/dataset/records.py",
+         "parity/run.py", "parity/samples.py", "parity/results.py", "parity/predictors")  # fmt: skip
+
+
+def results_path(build: Build, side: SideName) -> Path:
+    """Where a side's answers are kept."""
+    return build.root / "parity" / f"{side}.results.jsonl"
+
+
+def run_side(build: Build, side: SideName, fed_order: Literal["rgb", "bgr"] | None = None) -> Path:
+    """Run one side over the validation images, or go on where a killed run stopped; returns its results file.
+
+    ``fed_order`` overrides the contract's channel order in what is handed to the model, and only there: it plays an app
+    that does not keep the contract.
+    """
+    contract = build.recipe.contract
+    order = fed_order or contract.image.channel_order
+    made = build.merge if side == "hf" else build.export
+    depends = {"model": made, "dataset": build.dataset, "contract": contract.digest, "fed": order} | {
+        "versions": versions(),
+        "machine": machine(),
+    }
+    code = (*_CODE, "pipeline/inference.py") if side == "hf" else _CODE
+    stage = Stage(side, depends, code, (f"parity/{side}.results.jsonl",))
+    fed = contract.model_copy(update={"image": contract.image.model_copy(update={"channel_order": order})})
+    stage.run(build.root, lambda: _answer(build, side, fed), build.reporter.say)
+    return results_path(build, side)
+
+
+def _open_side(build: Build, side: SideName, contract: Contract) -> tuple[AbstractContextManager[Any], dict[str, Any]]:
+    """(predictor, what the header says of its files and set-up)."""
+    from pipeline.encoding import make_encoder
+    from pipeline.model.folder import load_tokenizer, read_geometry
+
+    merged, bundle, recipe = build.merged_folder, build.bundle_folder, build.recipe
+    encoder = make_encoder(contract, load_tokenizer(merged), read_geometry(merged))
+    if side == "hf":
+        import torch
+
+        from parity.predictors.hf import hf_predictor
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        files = {path.name: sha256_file(path) for path in sorted(merged.glob("*.safetensors"))}
+        runtime: dict[str, Any] = {"dtype": "float32", "device": device, "n_threads": torch.get_num_threads()}
+        return nullcontext(hf_predictor(merged, encoder, device)), {"model": files, "runtime": runtime}
+    from parity.predictors.llamacpp import LlamaCppPredictor
+
+    model, mmproj = bundle / text_name(recipe), bundle / mmproj_name(recipe)
+    predictor = LlamaCppPredictor(model, mmproj, encoder)
+    runtime = contract.runtime.model_dump(mode="json") | {"n_threads": predictor.n_threads}
+    return predictor, {"model": {"model": sha256_file(model), "mmproj": sha256_file(mmproj)}, "runtime": runtime}
+
+
+def _answer(build: Build, side: SideName, fed: Contract) -> str:
+    samples, dataset_sha256 = load_samples(build.dataset_folder, build.recipe.contract)
+    opened, about = _open_side(build, side, fed)
+    with opened as predictor:
+        header = Header(
+            side=side,
+            contract_sha256=build.recipe.contract.digest,
+            dataset_sha256=dataset_sha256,
+            versions=versions(),
+            device=machine(),
+            prompt_token_ids=tuple(predictor.prompt_ids),
+            image_slots=tuple(predictor.image_slots),
+            **about,
+        )
+        path = results_path(build, side)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ResultsWriter(path, header) as writer:
+            answer_all(predictor, samples, build.recipe.contract, writer, build.reporter)
+            rows = [writer.rows[sample.key] for sample in samples]
+    right = sum(row.correct for row in rows)
+    return f"{right} of {len(rows)} right, {right / len(rows):.1%}"
+
+
+def answer_all(
+    predictor: Predictor, samples: Sequence[Sample], contract: Contract, writer: ResultsWriter, reporter: Reporter
+) -> None:
+    """Append a row for every sample that ``writer`` has none of yet."""
+    waiting = [sample for sample in samples if sample.key not in writer.rows]
+    with reporter.progress(predictor.side, "images") as advance:
+        done = len(samples) - len(waiting)
+        advance(done, len(samples), "")
+        predictions = predictor.predict(sample.rgb for sample in waiting)
+        for sample, prediction in zip(waiting, predictions, strict=True):
+            writer.append(
+                Row(
+                    key=sample.key,
+                    image_id=sample.image_id,
+                    rgb_sha256=prediction.rgb_sha256,
+                    truth=sample.truth,
+                    text=prediction.text,
+                    label=contract.parse_answer(prediction.text),
+                    generated_token_ids=prediction.generated_ids,
+                    label_logprobs=prediction.label_logprobs,
+                    top_logits=prediction.top_logits,
+                    ms=prediction.ms,
+                    stop_reason=prediction.stop_reason,
+                )
+            )
+            done += 1
+            advance(done, len(samples), "")
+
+
+def run(build: Build, fed_order: Literal["rgb", "bgr"] | None = None) -> Verdict:
+    """Do the whole job and write ``verdict.json``. ``fed_order``: see :func:`run_side`, for the llama.cpp side."""
+    _ = build.export
+    reference = read_results(run_side(build, "hf"))
+    candidate = read_results(run_side(build, "llamacpp", fed_order))
+    contract = build.recipe.contract
+    answers = [
+        Answer(
+            image_id=row.image_id,
+            image_path=f"images/{row.image_id}.png",
+            truth=row.truth,
+            label=row.label,
+            text=row.text,
+        )
+        for row in reference.rows.values()
+    ]
+    write_evaluation(evaluate(answers, contract.labels), build.root / "evaluation")
+    verdict = judge(reference, candidate, contract, [letterbox_gate()])
+    write_verdict(verdict, build.root / "parity" / "verdict.json")
+    return verdict

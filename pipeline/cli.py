@@ -1,0 +1,123 @@
+"""The command ``pipeline``: photos -> bundle, the whole way or one stage alone. Thin: parses, calls, prints."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import EXIT_FAIL, EXIT_INTERRUPTED, EXIT_USAGE, CheckFailed, UserError
+
+app = typer.Typer(
+    help="Make a GGUF bundle from labelled photos: dataset, base model, fine-tuning, merge, export.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="A recipe, such as configs/tiny.yaml.", show_default=False)]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a key of the recipe, as in --set train.epochs=1. May be repeated."),
+]
+Runs = Annotated[Path, typer.Option(help="Folder that holds one folder a recipe.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+RUNS = Path("runs")
+
+
+def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: bool):  # type: ignore[no-untyped-def]
+    """The run of a recipe file, ready to start."""
+    from rich.console import Console
+
+    from pipeline.build import Build
+    from pipeline.progress import Reporter
+    from pipeline.recipe import load_recipe
+
+    loaded = load_recipe(recipe, tuple(assignments or ()))
+    cores = os.cpu_count() or 1
+    return Build(
+        loaded, runs / loaded.name, Reporter(Console(stderr=True), quiet), loaded.contract.runtime.threads(cores)
+    )
+
+
+def _stage(name: str, text: str) -> None:
+    def command(recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
+        getattr(open_build(recipe, assignments, runs, quiet), name)
+
+    app.command(name, help=text + " Stages before it are run where they are out of date.")(command)
+
+
+_stage("dataset", "Make or import the labelled pictures, letterboxed as the phone does it.")
+_stage("base", "Make, check or fetch the model to start from.")
+_stage("train", "Fine-tune with LoRA; run again after a kill to resume.")
+_stage("merge", "Merge the adapter into the base model and test that nothing was lost.")
+_stage("export", "Write the bundle: both GGUFs, re-opened and checked, contract and manifest.")
+
+
+@app.command(help="Evaluate the fine-tuned model on the validation images: accuracy, per class, confusion, errors.")
+def evaluate(recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
+    from pipeline.evaluation import evaluation_text
+
+    build = open_build(recipe, assignments, runs, quiet)
+    typer.echo(evaluation_text(build.evaluate()), nl=False)
+
+
+@app.command(help="Letterbox one photo exactly as the phone does and save it as PNG.")
+def letterbox(
+    photo: Annotated[Path, typer.Argument(help="Any picture that Android can decode.")],
+    out: Annotated[Path, typer.Argument(help="The PNG to write.")],
+    contract: Annotated[Path | None, typer.Option(help="A contract file; the phone's by default.")] = None,
+) -> None:
+    import io
+
+    from pipeline.contract import DEFAULT_CONTRACT, load_contract
+    from pipeline.files import write_bytes
+    from pipeline.letterbox import letterbox_file
+
+    result = letterbox_file(photo, load_contract(contract or DEFAULT_CONTRACT))
+    data = io.BytesIO()
+    result.image.save(data, "PNG")
+    write_bytes(out, data.getvalue())
+    flags = f"; not exact on the phone: {', '.join(result.flags)}" if result.flags else ""
+    typer.echo(
+        f"{out}: {result.source_size[0]}x{result.source_size[1]} -> {result.image.width}x{result.image.height}{flags}"
+    )
+
+
+def run_app(command: typer.Typer) -> None:
+    """Run a command line; a user's mistake prints one sentence, never a traceback. Exit codes: ``pipeline.errors``."""
+    import signal
+    import sys
+    import warnings
+
+    # Notes of transformers to its own developers, printed in the middle of a user's screen.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    # Read by Hugging Face libraries when they are first imported: their bars would cut through ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        command(standalone_mode=True)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_USAGE)
+    except CheckFailed as error:
+        typer.echo(f"failed: {error}", err=True)
+        sys.exit(EXIT_FAIL)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: run the same command again to go on", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def main() -> None:
+    """Entry point of ``pipeline``."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

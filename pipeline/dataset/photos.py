@@ -1,0 +1,142 @@
+"""A folder of labelled photos of any size becomes a dataset.
+
+The folder holds either ``labels.json``, a list of records {image_id, image_path, element, reason, confidence, ...}, or
+one sub-folder for each label with photos anywhere in it. Each photo is letterboxed as the contract says and stored
+losslessly; its record keeps the photo's path, hash and size, and whatever else labels.json says of it.
+"""
+
+import dataclasses
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from pipeline.contract import Contract
+from pipeline.dataset.records import Dataset, Entry, Problems, Progress, Record, in_parallel, path_inside, read_entries
+from pipeline.dataset.writing import check_target, store_image, write_dataset
+from pipeline.errors import UserError
+from pipeline.files import atomic_folder, sha256_bytes
+from pipeline.letterbox import letterbox_file
+
+NOT_DECODED = (".heic", ".heif", ".tif", ".tiff")  # better an error that says so than a photo left out
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", *NOT_DECODED)
+
+
+def import_photos(
+    photos: Path,
+    folder: Path,
+    contract: Contract,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    max_per_class: int | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Letterbox the labelled photos in ``photos`` and write them as a dataset, replacing the one in ``folder``.
+
+    ``max_per_class``: take at most that many photos a label, drawn by a hash of the id, for quick runs. Copies of a
+    photo under the same label are left out with a note.
+
+    Raises UserError with all problems together and writes nothing: what ``read_entries`` and ``letterbox_file`` raise,
+    a sub-folder that is no label, a photo under two labels, a ``folder`` with other files in it.
+    """
+    if not photos.is_dir():
+        raise UserError(f"photos {photos}: there is no such folder")
+    if max_per_class is not None and max_per_class < 2:
+        raise UserError(f"max_per_class is {max_per_class}: training and validation need at least 2")
+    if folder.resolve().is_relative_to(photos.resolve()) or photos.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"the dataset {folder} and the photos {photos} lie inside one another: choose a folder elsewhere"
+        )
+    check_target(folder)
+    problems = Problems(f"photos {photos}")
+    notes: list[str] = []
+    if (photos / "labels.json").exists():
+        entries = read_entries(photos / "labels.json", contract, {}, problems)
+    else:
+        entries = _from_folders(photos, contract, problems, notes)
+    if max_per_class is not None:
+        entries = _some(entries, max_per_class)
+
+    def store(entry: Entry) -> Record | str:
+        try:
+            made = letterbox_file(entry.image, contract)
+        except UserError as error:
+            return str(error).removeprefix(f"{entry.image}: ")
+        changes = {
+            "source_path": entry.record.image_path,
+            "source_sha256": made.source_sha256,
+            "source_size": made.source_size,
+            "flags": made.flags,
+            **store_image(scratch, entry.record.image_id, made.image),
+        }
+        return entry.record.model_copy(update=changes)
+
+    with atomic_folder(folder) as scratch:
+        (scratch / "images").mkdir()
+        records = []
+        for entry, stored in zip(entries, in_parallel(store, entries, progress), strict=True):
+            if isinstance(stored, str):
+                problems.add(f"{entry.place}, {entry.record.image_path}", stored)
+            else:
+                records.append(stored)
+        made = write_dataset(
+            scratch,
+            contract,
+            records,
+            source={"kind": "photos", "folder": photos.resolve().name, "max_per_class": max_per_class},
+            val_fraction=val_fraction,
+            seed=seed,
+            problems=problems,
+            notes=notes,
+        )
+    return dataclasses.replace(made, folder=folder)
+
+
+def _from_folders(photos: Path, contract: Contract, problems: Problems, notes: list[str]) -> list[Entry]:
+    """Records of the photos in sub-folders named after the labels; the id is the path inside ``photos``."""
+    classes = sorted(path for path in photos.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not any(path.name in contract.labels for path in classes):
+        labels = ", ".join(contract.labels)
+        raise UserError(f"photos {photos}: has neither labels.json nor a sub-folder named after a label ({labels})")
+    entries, skipped = [], 0
+    for class_folder in classes:
+        if class_folder.name not in contract.labels:
+            problems.add(
+                f"sub-folder {class_folder.name}", f"unknown label; the contract has {', '.join(contract.labels)}"
+            )
+            continue
+        for file in _files(class_folder):
+            relative = file.relative_to(photos).as_posix()
+            if file.suffix.casefold() not in PHOTO_SUFFIXES:
+                skipped += 1
+                continue
+            try:
+                image = path_inside(photos, relative)
+                relative.encode()
+            except UserError as error:
+                problems.add("sub-folders", str(error))
+            except UnicodeEncodeError:
+                problems.add("sub-folders", f"{relative!r} is not a UTF-8 name: rename it")
+            else:
+                record = Record(image_id=relative, image_path=relative, element=class_folder.name)
+                entries.append(Entry(class_folder.name, record, image))
+    if skipped:
+        notes.append(f"{skipped} files that are not photos by their suffix were left out")
+    return entries
+
+
+def _files(folder: Path) -> list[Path]:
+    """Files at any depth, sorted, hidden ones left out. A link to a folder counts as a file: it is not entered."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def _some(entries: list[Entry], max_per_class: int) -> list[Entry]:
+    """At most so many entries a label, those whose ids hash smallest, in the order given."""
+    classes: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        classes[entry.record.element].append(sha256_bytes(entry.record.image_id.encode()))
+    limits = {label: sorted(hashes)[:max_per_class][-1] for label, hashes in classes.items()}
+    return [entry for entry in entries if sha256_bytes(entry.record.image_id.encode()) <= limits[entry.record.element]]

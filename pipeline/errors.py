@@ -1,0 +1,17 @@
+"""The one exception that a user's mistake raises, and the exit codes every command shares."""
+
+EXIT_PASS = 0  # the work is done; for a verdict: PASS
+EXIT_FAIL = 1  # the verdict is FAIL, or a self-test of the product failed
+EXIT_USAGE = 2  # bad input: arguments, recipe, contract, dataset, model or environment
+EXIT_INTERRUPTED = 130  # Ctrl-C or SIGTERM; run the same command again to resume
+
+
+class UserError(Exception):
+    """Bad input. The message is one sentence: what is wrong, where, and what to do about it.
+
+    Command lines print it without a traceback and exit with ``EXIT_USAGE``.
+    """
+
+
+class CheckFailed(Exception):
+    """The product failed one of its own checks (merge self-test, GGUF check). Exits with ``EXIT_FAIL``."""

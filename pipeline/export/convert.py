@@ -1,0 +1,114 @@
+"""Merged model folder -> GGUF pair, by the pinned llama.cpp's own converter and quantizer.
+
+The text half is converted to F16 or F32 and then quantized by ``llama_model_quantize``; the vision half is written by
+the converter in its final type (the quantizer has nothing to add for Q8_0, and the converter reads the float32 weights
+directly). Same folder, same settings, same machine: the same bytes.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CheckFailed
+from pipeline.export.toolchain import LlamaLog, load_gguf, source_tree
+from pipeline.export.types import MmprojType, TextType
+
+# enum llama_ftype in include/llama.h
+_FTYPE: dict[TextType, int] = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
+
+# Keys that this project adds to a GGUF's metadata.
+KEY_CONTRACT = "parity.contract_sha256"
+KEY_RECIPE = "parity.recipe"
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a scratch path beside ``path``; it is flushed to disk and takes ``path``'s place when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as folder:
+        scratch = Path(folder) / path.name
+        yield scratch
+        with open(scratch, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+
+
+def _run_converter(model: Path, out: Path, outtype: str, name: str, mmproj: bool) -> None:
+    command = [
+        sys.executable,
+        str(source_tree() / "convert_hf_to_gguf.py"),
+        str(model),
+        *("--outfile", str(out), "--outtype", outtype, "--model-name", name),
+        *(["--mmproj"] if mmproj else []),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0 or not out.exists():
+        last = [line for line in result.stderr.strip().splitlines() if line.strip()][-1:] or ["no message"]
+        half = "vision" if mmproj else "text"
+        raise CheckFailed(f"llama.cpp's converter refused the {half} half of {model}: {last[0]}")
+
+
+def _quantize(source: Path, target: Path, text_type: TextType, threads: int) -> None:
+    import ctypes
+
+    import llama_cpp
+
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.nthread = threads
+    parameters.ftype = _FTYPE[text_type]
+    with LlamaLog() as log:
+        code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))
+    if code != 0:
+        raise CheckFailed(f"llama.cpp could not quantize {source.name} to {text_type}: {log.error()}")
+
+
+def _copy_with_metadata(source: Path, target: Path, added: dict[str, str]) -> None:
+    """Copy a GGUF, adding string keys; the ``gguf`` package's own script does the same and draws a progress bar."""
+    gguf: Any = load_gguf()
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, arch=reader.fields[gguf.Keys.General.ARCHITECTURE].contents())
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != gguf.Keys.General.ARCHITECTURE:
+            kind = field.types[0]
+            sub_type = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), kind, sub_type=sub_type)
+    for key, value in added.items():
+        writer.add_string(key, value)
+    for tensor in reader.tensors:
+        data = tensor.data
+        writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in reader.tensors:
+        writer.write_tensor_data(tensor.data)
+    writer.close()
+
+
+def convert_text(model: Path, out: Path, text_type: TextType, name: str, added: dict[str, str], threads: int) -> None:
+    """Write the language half of ``model`` as ``out``, with ``general.name`` and the ``added`` metadata.
+
+    Quantized types go through F16, as llama.cpp's own instructions do; F32 stays F32. Raises CheckFailed.
+    """
+    with atomic_file(out) as scratch:
+        plain = scratch.with_suffix(".plain")
+        _run_converter(model, plain, "f32" if text_type == "F32" else "f16", name, mmproj=False)
+        if text_type not in ("F32", "F16"):
+            quantized = scratch.with_suffix(".quantized")
+            _quantize(plain, quantized, text_type, threads)
+            plain.unlink()
+            plain = quantized
+        _copy_with_metadata(plain, scratch, added)
+
+
+def convert_mmproj(model: Path, out: Path, mmproj_type: MmprojType, name: str, added: dict[str, str]) -> None:
+    """Write the vision half and the connector of ``model`` as ``out``. Raises CheckFailed."""
+    with atomic_file(out) as scratch:
+        plain = scratch.with_suffix(".plain")
+        _run_converter(model, plain, mmproj_type.lower(), name, mmproj=True)
+        _copy_with_metadata(plain, scratch, added)

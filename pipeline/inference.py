@@ -1,0 +1,122 @@
+"""A Hugging Face model under a contract: greedy, in batches. The reference side, and what training is judged by.
+
+The model's own forward pass is run on ``input_ids`` and ``pixel_values``; only the loop around it is ours, because the
+first step's logits, the labels' probabilities and the timings are wanted beside the text.
+"""
+
+import copy
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.encoding import Encoder, fed_bytes
+from pipeline.files import sha256_bytes
+from pipeline.prediction import Prediction, log_softmax, top_logits
+
+BATCH_SIZE = 16
+
+
+def embed(model: Any, ids: torch.Tensor, pixels: torch.Tensor, encoder: Encoder) -> torch.Tensor:
+    """Input embeddings with the pictures' features in their slots: [batch, length, hidden].
+
+    ``ids`` is [batch, length], ``pixels`` [batch, tiles, 3, tile, tile]. Under the 1x1 plan tile and overview are the
+    same picture, so it is encoded once and put into both slots, which halves the vision work.
+    """
+    same = encoder.contract.tiling.plan == "grid" and encoder.contract.tiling.grid == 1
+    if same:
+        pixels = pixels[:, :1]
+    features = torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
+    if same:
+        features = torch.cat([features, features], dim=1)
+    embeddings = model.get_input_embeddings()(ids)
+    mask = (ids == encoder.geometry.image_token_id).unsqueeze(-1)
+    return embeddings.masked_scatter(mask, features.to(embeddings.dtype))
+
+
+class HfPredictor:
+    """Runs a model (on whatever device it is) under a contract's encoding."""
+
+    side = "hf"
+
+    def __init__(self, model: Any, tokenizer: Any, encoder: Encoder, batch_size: int = BATCH_SIZE) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._encoder = encoder
+        self._batch_size = batch_size
+        picture = encoder.geometry.image_token_id
+        self.prompt_ids = [-1 if token == picture else token for token in encoder.prompt_ids]
+        self.image_slots = encoder.image_slots
+
+    def predict(self, canvases: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Prediction]:
+        """See :class:`parity.predictors.Predictor`."""
+        fed = (fed_bytes(canvas, self._encoder.contract) for canvas in canvases)
+        while batch := list(itertools.islice(fed, self._batch_size)):
+            yield from self._predict_batch(batch)
+
+    @torch.inference_mode()
+    def _predict_batch(self, fed: list[npt.NDArray[np.uint8]]) -> list[Prediction]:
+        encoder, device, n = self._encoder, self._model.device, len(fed)
+        start = time.perf_counter()
+        pixels = torch.from_numpy(np.stack([encoder.pixel_values(canvas) for canvas in fed]))
+        ids = torch.tensor([encoder.prompt_ids] * n)
+        embeddings = embed(self._model, ids.to(device), pixels.to(device), encoder)
+        encode = time.perf_counter()
+        output = self._model(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1)
+        first = output.logits[:, -1].float().cpu().numpy()
+        prefill = time.perf_counter()
+        label_logprobs = self._label_logprobs(log_softmax(first), output.past_key_values)
+        generated = self._generate(first, output.past_key_values)
+        end = time.perf_counter()
+        ms = {
+            "encode": (encode - start) * 1e3 / n,
+            "prefill": (prefill - encode) * 1e3 / n,
+            "generate": (end - prefill) * 1e3 / n,
+        }
+        return [
+            Prediction(
+                rgb_sha256=sha256_bytes(canvas.tobytes()),
+                text=self._tokenizer.decode(tokens, skip_special_tokens=True),
+                generated_ids=tuple(tokens),
+                stop_reason=reason,
+                label_logprobs={label: float(values[index]) for label, values in label_logprobs.items()},
+                top_logits=top_logits(first[index]),
+                ms=ms,
+            )
+            for index, (canvas, (tokens, reason)) in enumerate(zip(fed, generated, strict=True))
+        ]
+
+    def _label_logprobs(self, first: npt.NDArray[np.float64], cache: Any) -> dict[str, npt.NDArray[np.float64]]:
+        """Label -> [batch] sums of log-probabilities over its answer tokens."""
+        result = {}
+        for label, ids in self._encoder.answer_ids.items():
+            total = first[:, ids[0]]
+            if len(ids) > 1:
+                tokens = torch.tensor([ids[:-1]] * len(first), device=self._model.device)
+                logits = self._model(input_ids=tokens, past_key_values=copy.deepcopy(cache), use_cache=True).logits
+                steps = log_softmax(logits.float().cpu().numpy())
+                total = total + sum(steps[:, index, token] for index, token in enumerate(ids[1:]))
+            result[label] = total
+        return result
+
+    def _generate(self, first: npt.NDArray[np.float32], cache: Any) -> list[tuple[list[int], str]]:
+        """Greedy continuations; finished rows are fed their last token again and its result is dropped."""
+        stop, limit = self._encoder.stop_ids, self._encoder.contract.max_new_tokens
+        rows: list[list[int]] = [[] for _ in first]
+        done = [False] * len(rows)
+        step = first.argmax(axis=-1)
+        while True:
+            for index, token in enumerate(step):
+                if not done[index]:
+                    done[index] = int(token) in stop
+                    if not done[index]:
+                        rows[index].append(int(token))
+            if all(done) or max(len(row) for row in rows) >= limit:
+                return [(row, "end" if ended else "length") for row, ended in zip(rows, done, strict=True)]
+            tokens = torch.tensor(step, device=self._model.device)[:, None]
+            logits = self._model(input_ids=tokens, past_key_values=cache, use_cache=True).logits
+            step = logits[:, -1].float().cpu().numpy().argmax(axis=-1)

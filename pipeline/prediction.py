@@ -1,0 +1,40 @@
+"""What a model made of one canvas: the same record for every side, with its two numeric helpers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+TOP_LOGITS = 8
+"""How many of the first step's greatest logits a prediction keeps."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one side made of one canvas."""
+
+    rgb_sha256: str
+    """Hash of the bytes really handed to the model."""
+    text: str
+    generated_ids: tuple[int, ...]
+    """Token ids generated, the end token not among them."""
+    stop_reason: str
+    """``end`` (an end token) or ``length`` (``max_new_tokens``)."""
+    label_logprobs: dict[str, float]
+    """Label -> natural log of the probability of its answer tokens after the prompt."""
+    top_logits: tuple[tuple[int, float], ...]
+    """(token id, logit) of the first step, greatest first."""
+    ms: dict[str, float]
+    """Milliseconds spent in ``encode`` (vision), ``prefill`` (prompt) and ``generate``."""
+
+
+def top_logits(logits: npt.NDArray[np.float32]) -> tuple[tuple[int, float], ...]:
+    """The :data:`TOP_LOGITS` greatest of a [vocabulary] vector; equal logits in the order of their ids."""
+    order = np.argsort(-logits, kind="stable")[:TOP_LOGITS]
+    return tuple((int(index), float(logits[index])) for index in order)
+
+
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Natural-log probabilities of the last axis, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

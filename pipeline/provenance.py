@@ -1,0 +1,65 @@
+"""What went into a run and what came out of it: hashes, versions, machine."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import canonical_json, sha256_bytes, sha256_file
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "llama-cpp-python",
+)
+
+
+def folder_hashes(folder: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of every file under ``folder``, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return sha256_bytes(canonical_json(value))
+
+
+def code_digest(*places: str) -> str:
+    """SHA-256 over source files and packages named relative to the project, so that a stage knows its code changed."""
+    root = Path(__file__).parent.parent
+    files = [
+        path for place in places for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))
+    ]
+    return digest({path.relative_to(root).as_posix(): sha256_file(path) for path in sorted(files)})
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that determine a result, those not installed left out."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str]:
+    """The machine that a result was made on."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return {"cpu": model, "cores": str(os.cpu_count()), "system": f"{platform.system()} {platform.machine()}"}

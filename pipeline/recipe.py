@@ -1,0 +1,148 @@
+"""A recipe: one YAML file is one run. Unknown keys and contradictory values are errors that name file and key.
+
+``contract:`` holds only what differs from the phone's defaults (``android_fixtures/contract.json``). Relative paths are
+relative to the folder that the command runs in. Invariant: a Recipe that exists is valid; it is frozen.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from pipeline.contract import Contract, Frozen, validate
+from pipeline.errors import UserError
+from pipeline.export.types import MmprojType, TextType
+
+Part = Literal["frozen", "lora", "full"]
+
+
+class DatasetSettings(Frozen):
+    """Where the labelled pictures come from."""
+
+    source: Literal["embedded", "photos"] = "embedded"
+    path: str | None = None
+    """Folder of labelled photos (``labels.json`` or one sub-folder a class); for ``source: photos``."""
+    n_per_class: int = Field(240, ge=2)
+    """Pictures to generate for each label; for ``source: embedded``."""
+    val_fraction: float = Field(0.2, gt=0, lt=1)
+    limit_per_class: int | None = Field(None, ge=2)
+    """Take at most this many photos of a label, for a quick try."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.source == "photos" and not self.path:
+            raise ValueError("source 'photos' needs 'path', the folder of labelled photos")
+        if self.source == "embedded" and (self.path or self.limit_per_class):
+            raise ValueError("source 'embedded' takes neither 'path' nor 'limit_per_class'")
+        return self
+
+
+class BaseSettings(Frozen):
+    """The model to start from."""
+
+    model: str = "embedded:tiny"
+    """``embedded:tiny``, ``embedded:smollm2-135m``, a local folder or a hub id."""
+    revision: str | None = None
+    """Commit of a hub id; write it down, or the next run may start from other weights."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.revision and self.model.startswith("embedded:"):
+            raise ValueError("an embedded model has no 'revision'")
+        return self
+
+
+class LoraSettings(Frozen):
+    """PEFT LoRA."""
+
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2", "proj"),
+        strict=False,
+    )
+    """Names of the linear layers that get an adapter, in the parts set to ``lora``."""
+
+
+class TrainSettings(Frozen):
+    """The fine-tuning run."""
+
+    epochs: int = Field(3, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    batch_size: int = Field(4, ge=1)
+    gradient_accumulation: int = Field(4, ge=1)
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    gradient_checkpointing: bool = True
+    bf16: Literal["auto", "on", "off"] = "auto"
+    """``auto``: on a GPU that has it."""
+    evals_per_epoch: int = Field(1, ge=1)
+    """Evaluations, each with a checkpoint, in an epoch."""
+    lora: LoraSettings = LoraSettings()
+    text: Part = "lora"
+    vision: Part = "frozen"
+    connector: Part = "lora"
+    embeddings: Part = "frozen"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        parts = (self.text, self.vision, self.connector, self.embeddings)
+        if "lora" not in parts:
+            raise ValueError("at least one of text, vision, connector and embeddings must be 'lora'")
+        return self
+
+
+class ExportSettings(Frozen):
+    """The GGUF pair."""
+
+    name: str = Field("SmolVLM2-500M-Element", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """``<name>-<type>.gguf`` and ``mmproj-<name>-<type>.gguf``; also ``general.name``."""
+    text_type: TextType = "Q8_0"
+    mmproj_type: MmprojType = "Q8_0"
+
+
+class Recipe(Frozen):
+    """Everything that determines a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the folder ``runs/<name>``."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    contract: Contract = Contract()
+    dataset: DatasetSettings = DatasetSettings()
+    base: BaseSettings = BaseSettings()
+    train: TrainSettings = TrainSettings()
+    export: ExportSettings = ExportSettings()
+
+
+def _set(data: dict[str, Any], assignment: str) -> None:
+    key, separator, value = assignment.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set {assignment!r} is not KEY=VALUE, as in --set train.epochs=1")
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = data.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {assignment!r}: {parent!r} is a value, not a group of keys")
+        data = child
+    data[last] = yaml.safe_load(value)
+
+
+def load_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe, with ``KEY=VALUE`` assignments (dotted keys, YAML values) laid over it.
+
+    Raises UserError (unreadable file, not YAML, unknown key, contradictory values), naming the file and the key.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"recipe {path} is not a group of keys: it begins with `name: my-recipe`")
+    for assignment in assignments:
+        _set(data, assignment)
+    return validate(Recipe, data, f"recipe {path}")

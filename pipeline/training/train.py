@@ -1,0 +1,237 @@
+"""Fine-tuning: transformers' Trainer + PEFT LoRA, judged by the label that the model really generates.
+
+    checkpoints/   whole checkpoints (best and last) while training runs; gone when it is done
+    lora_adapter/  the best checkpoint's adapter, as PEFT writes it
+    logs/          log.jsonl: one line for each logged step and each evaluation
+
+Invariants: same recipe, dataset and machine give the same adapter, whether or not the run was killed and resumed on the
+way; the prompt has no part in the loss; logits are computed at the answer's positions only.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from pipeline.encoding import IGNORE, Encoder, fed_bytes
+from pipeline.files import atomic_folder, write_json
+from pipeline.inference import HfPredictor, embed
+from pipeline.model.lora import attach
+from pipeline.recipe import TrainSettings
+from pipeline.training import checkpoints
+
+Progress = Callable[[int, int, str], None]
+"""(optimizer steps done, steps in all, what was last measured)"""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A canvas, uint8 [size, size, 3] RGB, loaded when asked for, and its label."""
+
+    load: Callable[[], npt.NDArray[np.uint8]]
+    label: str
+
+
+class _Examples(torch.utils.data.Dataset[dict[str, Any]]):
+    def __init__(self, examples: Sequence[Example], encoder: Encoder) -> None:
+        self._examples, self._encoder = examples, encoder
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example, encoder = self._examples[index], self._encoder
+        ids, labels = encoder.training_ids(example.label)
+        fed = fed_bytes(example.load(), encoder.contract)
+        return {"input_ids": ids, "labels": labels, "pixel_values": encoder.pixel_values(fed)}
+
+
+def collate(items: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Stack examples, shorter answers padded on the right (label :data:`IGNORE`, attention 0)."""
+    longest = max(len(item["input_ids"]) for item in items)
+
+    def padded(key: str, value: int) -> torch.Tensor:
+        return torch.tensor([item[key] + [value] * (longest - len(item[key])) for item in items])
+
+    attention = [[1] * len(item["input_ids"]) + [0] * (longest - len(item["input_ids"])) for item in items]
+    return {
+        "input_ids": padded("input_ids", pad_id),
+        "labels": padded("labels", IGNORE),
+        "attention_mask": torch.tensor(attention),
+        "pixel_values": torch.from_numpy(np.stack([item["pixel_values"] for item in items])),
+    }
+
+
+def answer_loss(model: Any, batch: dict[str, torch.Tensor], encoder: Encoder) -> torch.Tensor:
+    """Sum of the cross-entropy over the answer's tokens of a collated batch.
+
+    Only the positions from the prompt's last token on get logits: with 49,280 words in the vocabulary, logits for the
+    whole prompt would cost more than the rest of a small model.
+    """
+    embeddings = embed(model, batch["input_ids"], batch["pixel_values"], encoder)
+    kept = batch["labels"].shape[1] - len(encoder.prompt_ids) + 1
+    logits = model(inputs_embeds=embeddings, attention_mask=batch["attention_mask"], logits_to_keep=kept).logits
+    targets = batch["labels"][:, -kept + 1 :]
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+
+
+class _AnswerTrainer(Trainer):  # type: ignore[misc]
+    """Trainer with the loss above and an evaluation that generates."""
+
+    def __init__(self, *, encoder: Encoder, tokenizer: Any, validation: Sequence[Example], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._encoder, self._tokenizer, self._validation = encoder, tokenizer, validation
+        self.model_accepts_loss_kwargs = True  # the loss is a sum divided by the tokens of the whole accumulated batch
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        return answer_loss(model, inputs, self._encoder) / num_items_in_batch
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        self.model.eval()
+        predictor = HfPredictor(self.model, self._tokenizer, self._encoder)
+        contract = self._encoder.contract
+        right: dict[str, list[bool]] = {label: [] for label in contract.labels}
+        logprobs = []
+        predictions = predictor.predict(example.load() for example in self._validation)
+        for example, prediction in zip(self._validation, predictions, strict=True):
+            right[example.label].append(contract.parse_answer(prediction.text) == example.label)
+            logprobs.append(prediction.label_logprobs[example.label])
+        hits = [hit for hits in right.values() for hit in hits]
+        metrics = {"eval_accuracy": sum(hits) / len(hits), "eval_loss": -sum(logprobs) / len(logprobs)}
+        metrics |= {f"eval_recall_{label}": sum(hits) / len(hits) for label, hits in right.items() if hits}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _Keeper(TrainerCallback):  # type: ignore[misc]
+    """Marks checkpoints whole, removes superseded ones, writes the log and reports progress."""
+
+    def __init__(self, folder: Path, log: Path, progress: Progress) -> None:
+        self._folder, self._log, self._progress = folder, log, progress
+        self._last = ""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        checkpoints.mark_complete(self._folder / f"checkpoint-{state.global_step}")
+        checkpoints.keep_only(self._folder, {state.global_step, state.best_global_step})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        logs = logs or {}
+        with open(self._log, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        if "eval_accuracy" in logs:
+            self._last = f"validation accuracy {logs['eval_accuracy']:.1%}"
+        elif "loss" in logs:
+            self._last = f"loss {logs['loss']:.3f}"
+        self._progress(state.global_step, state.max_steps, self._last)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._progress(state.global_step, state.max_steps, self._last)
+
+
+def _arguments(folder: Path, settings: TrainSettings, n_examples: int, seed: int) -> TrainingArguments:
+    steps_per_epoch = math.ceil(n_examples / (settings.batch_size * settings.gradient_accumulation))
+    interval = max(1, steps_per_epoch // settings.evals_per_epoch)
+    cuda = torch.cuda.is_available()
+    bf16 = settings.bf16 == "on" or (settings.bf16 == "auto" and cuda and torch.cuda.is_bf16_supported())
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=bf16,
+        use_cpu=not cuda,
+        seed=seed,
+        data_seed=seed,
+        eval_strategy="steps",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        metric_for_best_model="accuracy",
+        greater_is_better=True,
+        logging_steps=max(1, interval // 10),
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=cuda,
+        save_total_limit=None,  # checkpoints.py removes them, after the next one is whole
+    )
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    encoder: Encoder,
+    training: Sequence[Example],
+    validation: Sequence[Example],
+    settings: TrainSettings,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, float]:
+    """Train, or go on where a killed run of the same settings stopped; write ``lora_adapter`` and ``logs``.
+
+    Returns the best checkpoint's step and validation accuracy.
+    """
+    scratch, logs = folder / "checkpoints", folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    set_seed(seed)  # the adapter's first values
+    peft_model = attach(model, settings)
+    resume = checkpoints.last_complete(scratch)
+    log = logs / "log.jsonl"
+    _drop_after(log, int(resume.name.removeprefix("checkpoint-")) if resume else -1)
+    arguments = _arguments(scratch, settings, len(training), seed)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one GPU: these models are small, and DataParallel would split the loss
+    trainer = _AnswerTrainer(
+        encoder=encoder,
+        tokenizer=tokenizer,
+        validation=validation,
+        model=peft_model,
+        args=arguments,
+        train_dataset=_Examples(training, encoder),
+        eval_dataset=list(validation),
+        data_collator=lambda items: collate(items, tokenizer.pad_token_id),
+        callbacks=[_Keeper(scratch, log, progress)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    best = int(trainer.state.best_global_step)
+    with atomic_folder(folder / "lora_adapter") as out:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(scratch / f"checkpoint-{best}" / name, out / name)
+    result = {"best_step": best, "steps": trainer.state.global_step, "accuracy": float(trainer.state.best_metric)}
+    write_json(logs / "summary.json", result)
+    shutil.rmtree(scratch)
+    return result
+
+
+def _drop_after(log: Path, step: int) -> None:
+    """Remove the log lines of steps that a resumed run will do again."""
+    lines = []
+    if log.exists():
+        for line in log.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    lines.append(line)
+            except (ValueError, KeyError):
+                break  # the line that a kill cut short
+    log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,236 @@
+"""Importing photos, both ways in."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import picture, save
+from PIL import Image
+
+from pipeline.contract import Contract, ImageContract
+from pipeline.dataset.photos import import_photos
+from pipeline.dataset.records import load_rgb, read_dataset
+from pipeline.errors import UserError
+from pipeline.files import sha256_file
+from pipeline.letterbox import letterbox
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, contract: Contract) -> Path:
+    """Thirty photos of different sizes with labels.json."""
+    folder, records = tmp_path / "photos", []
+    for number in range(30):
+        save(folder / f"pics/{number}.png", number, 40 + number, 60 - number)
+        records.append(
+            {
+                "image_id": f"p{number:02d}",
+                "image_path": f"pics/{number}.png",
+                "element": contract.labels[number % 3],
+                "reason": "noise",
+                "confidence": 0.5,
+                "licence": "CC0",
+            }
+        )
+    (folder / "labels.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path, contract: Contract) -> Path:
+    """Thirty photos in one sub-folder a label."""
+    folder = tmp_path / "photos"
+    for number in range(30):
+        save(folder / contract.labels[number % 3] / f"{number}.png", number)
+    return folder
+
+
+def change(photos: Path, number: int, **keys: object) -> None:
+    records = json.loads((photos / "labels.json").read_text())
+    records[number] |= keys
+    (photos / "labels.json").write_text(json.dumps(records))
+
+
+def refused(photos: Path, out: Path, contract: Contract) -> str:
+    """The message of an import that must fail and leave nothing behind."""
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(UserError) as error:
+        import_photos(photos, out, contract)
+    assert sorted(out.parent.iterdir()) == before
+    return str(error.value)
+
+
+def test_labels_json(labelled: Path, contract: Contract, tmp_path: Path) -> None:
+    made = import_photos(labelled, tmp_path / "out", contract)
+    assert made == read_dataset(tmp_path / "out", contract)
+    assert made.digest == read_dataset(tmp_path / "out", contract).digest
+    assert len(made.train) + len(made.val) == 30
+    for record in made.train + made.val:
+        number = int(record.image_id[1:])
+        original = picture(number, 40 + number, 60 - number)
+        assert np.array_equal(load_rgb(made.folder, record), np.asarray(letterbox(original, contract)))
+        assert record.source_size == original.size
+        assert record.source_sha256 == sha256_file(labelled / record.source_path)
+        assert (record.element, record.confidence) == (contract.labels[number % 3], 0.5)
+        assert record.as_json()["licence"] == "CC0"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "images",
+        "metadata.json",
+        "train.json",
+        "val.json",
+    ]
+
+
+def test_sub_folders(folders: Path, contract: Contract, tmp_path: Path) -> None:
+    save(folders / "water/deeper/photo.PNG", 90)
+    (folders / "water/Thumbs.db").write_bytes(b"x")
+    (folders / "land/.hidden.png").write_bytes(b"x")
+    made = import_photos(folders, tmp_path / "out", contract)
+    assert made.train == read_dataset(tmp_path / "out", contract).train
+    records = {record.image_id: record for record in made.train + made.val}
+    assert len(records) == 31
+    assert records["water/deeper/photo.PNG"].element == "water"
+    assert records["fire/2.png"].source_path == "fire/2.png"
+    assert made.notes == ("1 files that are not photos by their suffix were left out",)
+
+
+def test_metadata_says_how_it_was_made(labelled: Path, contract: Contract, tmp_path: Path) -> None:
+    made = import_photos(labelled, tmp_path / "out", contract, val_fraction=0.3, seed=5)
+    metadata = json.loads((tmp_path / "out/metadata.json").read_text())
+    assert metadata["contract"]["digest"] == contract.digest
+    assert metadata["image"]["resample"] == "android_bilinear"
+    assert metadata["split"]["val_fraction"] == 0.3
+    assert metadata["split"]["seed"] == 5
+    assert sum(metadata["counts"]["train"].values()) == len(made.train)
+    assert {record["image_id"]: record["split"] for record in metadata["records"]} == {
+        record.image_id: split for split in ("train", "val") for record in getattr(made, split)
+    }
+
+
+def test_the_same_photos_give_the_same_files(labelled: Path, contract: Contract, tmp_path: Path) -> None:
+    import_photos(labelled, tmp_path / "a", contract)
+    import_photos(labelled, tmp_path / "b", contract)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert len(files) == 33
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+
+
+def test_neither_additions_nor_another_letterbox_move_a_photo(
+    labelled: Path, contract: Contract, tmp_path: Path
+) -> None:
+    before = {record.source_sha256 for record in import_photos(labelled, tmp_path / "a", contract).val}
+    lanczos = Contract(labels=contract.labels, image=ImageContract(size=64, resample="lanczos"))
+    assert {record.source_sha256 for record in import_photos(labelled, tmp_path / "b", lanczos).val} == before
+    records = json.loads((labelled / "labels.json").read_text())
+    for number in range(100, 120):
+        save(labelled / f"pics/{number}.png", number)
+        records.insert(0, {"image_id": f"p{number}", "image_path": f"pics/{number}.png", "element": "fire"})
+    (labelled / "labels.json").write_text(json.dumps(records))
+    after = import_photos(labelled, tmp_path / "c", contract)
+    assert before <= {record.source_sha256 for record in after.val}
+    assert not before & {record.source_sha256 for record in after.train}
+
+
+def test_copies_under_one_label_are_left_out(labelled: Path, contract: Contract, tmp_path: Path) -> None:
+    shutil.copy(labelled / "pics/0.png", labelled / "pics/3.png")  # both water
+    with Image.open(labelled / "pics/1.png") as image:
+        image.save(labelled / "pics/4.png", compress_level=0)  # both land; other bytes, same pixels
+    made = import_photos(labelled, tmp_path / "out", contract)
+    assert len(made.train) + len(made.val) == 28
+    assert "2 photos are copies" in made.notes[0]
+    copies = json.loads((tmp_path / "out/metadata.json").read_text())["copies"]
+    assert [sorted(pair) for pair in sorted(copies.items())] == [["p00", "p03"], ["p01", "p04"]]
+    assert len(list((tmp_path / "out/images").iterdir())) == 28
+
+
+def test_max_per_class(labelled: Path, contract: Contract, tmp_path: Path) -> None:
+    made = import_photos(labelled, tmp_path / "out", contract, max_per_class=4)
+    labels = [record.element for record in made.train + made.val]
+    assert {label: labels.count(label) for label in contract.labels} == {"water": 4, "land": 4, "fire": 4}
+    assert {record.element for record in made.val} == set(contract.labels)
+
+
+def test_flags_of_the_letterbox_are_kept(labelled: Path, contract: Contract, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(200).save(labelled / "pics/0.jpg", exif=exif)
+    change(labelled, 0, image_path="pics/0.jpg")
+    made = import_photos(labelled, tmp_path / "out", contract)
+    (record,) = [record for record in made.train + made.val if record.image_id == "p00"]
+    assert record.flags == ("exif_orientation",)
+
+
+def test_odd_ids_make_safe_file_names(labelled: Path, contract: Contract, tmp_path: Path) -> None:
+    for number, image_id in enumerate(["../../evil", "a/b", "a_b", "불", "x" * 300, ".hidden", "a b?*"]):
+        change(labelled, number, image_id=image_id)
+    made = import_photos(labelled, tmp_path / "out", contract)
+    assert read_dataset(tmp_path / "out", contract) == made
+    names = [path.name for path in (tmp_path / "out/images").iterdir()]
+    assert len(names) == 30
+    assert all(name.isascii() and not name.startswith(".") and len(name) < 120 for name in names)
+
+
+def test_all_bad_photos_are_reported_together(labelled: Path, contract: Contract, tmp_path: Path) -> None:
+    (labelled / "pics/0.png").write_bytes(b"no picture")
+    (labelled / "pics/1.png").write_bytes((labelled / "pics/1.png").read_bytes()[:900])
+    (labelled / "pics/2.png").unlink()
+    picture(5).save(labelled / "pics/3.tiff")
+    change(labelled, 3, image_path="pics/3.tiff")
+    change(labelled, 4, element="earth")
+    shutil.copy(labelled / "pics/6.png", labelled / "pics/8.png")  # water and fire
+    said = refused(labelled, tmp_path / "out", contract)
+    assert "has 6 problems" in said
+    assert "record 1 (id p00), pics/0.png: this is not a picture" in said
+    assert re.search(r"record 2 \(id p01\), pics/1.png: .*truncated", said)
+    assert "record 3 (id p02), image_path: 'pics/2.png' is missing" in said
+    assert "TIFF" in said
+    assert "record 5 (id p04), element: unknown label 'earth'" in said
+    assert "labelled 'fire' but shows exactly what p06 shows" in said or "what p08 shows, labelled 'fire'" in said
+
+
+def test_links_out_of_the_folder_are_refused(folders: Path, contract: Contract, tmp_path: Path) -> None:
+    outside = save(tmp_path / "elsewhere/secret.png", 99)
+    (folders / "water/link.png").symlink_to(outside)
+    assert "link that leads outside" in refused(folders, tmp_path / "out", contract)
+
+
+def test_sub_folders_that_are_no_labels(folders: Path, contract: Contract, tmp_path: Path) -> None:
+    save(folders / "earth/1.png", 80)
+    assert "sub-folder earth: unknown label; the contract has water" in refused(folders, tmp_path / "out", contract)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "neither labels.json nor a sub-folder" in refused(empty, tmp_path / "out", contract)
+    assert "no such folder" in refused(tmp_path / "nowhere", tmp_path / "out", contract)
+
+
+def test_a_name_that_is_not_utf8(folders: Path, contract: Contract, tmp_path: Path) -> None:
+    os.rename(os.fsencode(folders / "water/0.png"), os.fsencode(folders / "water") + b"/\xff.png")
+    assert "is not a UTF-8 name" in refused(folders, tmp_path / "out", contract)
+
+
+def test_too_few_photos_to_split(tmp_path: Path, contract: Contract) -> None:
+    save(tmp_path / "photos/water/1.png", 1)
+    assert "empty" in refused(tmp_path / "photos", tmp_path / "out", contract)
+
+
+def test_a_dataset_is_replaced_but_nothing_else_is(labelled: Path, contract: Contract, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    import_photos(labelled, out, contract)
+    change(labelled, 0, reason="changed")
+    import_photos(labelled, out, contract)
+    assert "changed" in (out / "metadata.json").read_text()
+    (out / "notes.txt").write_text("mine")
+    assert "would delete" in refused(labelled, out, contract)
+    assert (out / "notes.txt").read_text() == "mine"
+    for nested in (labelled, labelled / "out", labelled.parent):
+        assert "inside one another" in refused(labelled, nested, contract)
+
+
+def test_a_failed_import_leaves_the_old_dataset(labelled: Path, contract: Contract, tmp_path: Path) -> None:
+    made = import_photos(labelled, tmp_path / "out", contract)
+    (labelled / "pics/0.png").write_bytes(b"broken")
+    refused(labelled, tmp_path / "out", contract)
+    assert read_dataset(tmp_path / "out", contract) == made

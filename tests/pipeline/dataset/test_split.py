@@ -1,0 +1,77 @@
+"""The split: by content alone, stable, usable for small sets."""
+
+import random
+
+import pytest
+
+from pipeline.dataset.split import draw, validation_part
+from pipeline.errors import UserError
+from pipeline.files import sha256_bytes
+
+LABELS = ("water", "land", "fire", "wood", "metal")
+
+
+def images(count: int, first: int = 0) -> dict[str, str]:
+    return {sha256_bytes(str(i).encode()): LABELS[i % 5] for i in range(first, first + count)}
+
+
+def test_order_changes_nothing() -> None:
+    labels = images(500)
+    shuffled = list(labels.items())
+    random.Random(1).shuffle(shuffled)
+    assert validation_part(dict(shuffled), 0.2, 0) == validation_part(labels, 0.2, 0)
+
+
+def test_additions_move_no_image() -> None:
+    before = images(300)
+    after = before | images(700, first=300)
+    assert validation_part(after, 0.2, 0) & before.keys() == validation_part(before, 0.2, 0)
+
+
+def test_removals_move_no_image() -> None:
+    before = images(500)
+    after = dict(list(before.items())[150:])
+    assert validation_part(before, 0.2, 0) & after.keys() == validation_part(after, 0.2, 0)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
+def test_each_class_gets_about_its_share(fraction: float) -> None:
+    labels = images(5000)
+    chosen = validation_part(labels, fraction, 0)
+    for label in LABELS:
+        share = sum(labels[content] == label for content in chosen) / 1000
+        # four standard deviations of 1000 draws
+        assert share == pytest.approx(fraction, abs=4 * (fraction * (1 - fraction) / 1000) ** 0.5)
+
+
+def test_a_larger_fraction_only_adds() -> None:
+    labels = images(500)
+    assert validation_part(labels, 0.1, 0) < validation_part(labels, 0.3, 0)
+
+
+def test_seeds_split_differently() -> None:
+    assert validation_part(images(100), 0.2, 0) != validation_part(images(100), 0.2, 1)
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_two_images_of_a_class_go_one_each_way(fraction: float) -> None:
+    labels = images(10)
+    chosen = validation_part(labels, fraction, 0)
+    assert sorted(labels[content] for content in chosen) == sorted(LABELS)
+
+
+def test_one_image_of_a_class_follows_its_draw() -> None:
+    (content,) = labels = images(1)
+    for seed in range(20):
+        assert (content in validation_part(labels, 0.5, seed)) == (draw(content, seed) < 0.5)
+
+
+def test_the_draw_is_pinned() -> None:
+    # A change here moves images between the splits of everybody's data.
+    assert draw("0" * 64, 0) == 0.39027412103198444
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_a_fraction_outside_0_to_1_is_refused(fraction: float) -> None:
+    with pytest.raises(UserError, match="val_fraction"):
+        validation_part(images(10), fraction, 0)

@@ -1,0 +1,72 @@
+"""The locks are whole, say the same as pyproject.toml and each other, and name no place to fetch from."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipeline.bootstrap import read_lock
+
+ROOT = Path(__file__).parent.parent
+# What differs between the two builds of torch.
+TORCH_FAMILY = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def direct_pins() -> dict[str, str]:
+    """Name (as in a lock) -> version of every dependency of the project and its extras."""
+    settings = project()["project"]
+    lines = [
+        *settings["dependencies"],
+        *(line for extra in settings["optional-dependencies"].values() for line in extra),
+    ]
+    pins = dict(line.split("==") for line in lines)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+
+
+@pytest.mark.parametrize("lock", ["cpu.txt", "cuda.txt", "smollm2.txt"])
+def test_every_entry_has_hashes_and_no_address(lock):
+    text = (ROOT / "locks" / lock).read_text()
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    entries = [line for line in lines if not line.startswith(" ")]
+    assert len(entries) == len(read_lock(ROOT / "locks" / lock)) > 0
+    assert all(re.fullmatch(r"[a-z0-9-]+==[a-z0-9.+]+ \\", line) for line in entries)
+    assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line) for line in lines if line.startswith(" "))
+    assert "://" not in text
+    assert not re.search(r"--(find-links|index-url|extra-index-url|trusted-host)|[ =]/", text)
+
+
+def test_both_environments_have_the_same_versions_but_for_torch():
+    cpu, cuda = (
+        {
+            name: pin.version
+            for name, pin in read_lock(ROOT / "locks" / lock).items()
+            if not TORCH_FAMILY.fullmatch(name)
+        }
+        for lock in ("cpu.txt", "cuda.txt")
+    )
+    assert cpu == cuda
+
+
+def test_only_the_cuda_lock_brings_cuda():
+    cpu, cuda = read_lock(ROOT / "locks" / "cpu.txt"), read_lock(ROOT / "locks" / "cuda.txt")
+    assert [name for name in cpu if TORCH_FAMILY.fullmatch(name)] == ["torch"]
+    assert cpu["torch"].version == cuda["torch"].version + "+cpu"
+    assert any(name.startswith("nvidia-") for name in cuda)
+
+
+def test_the_locks_have_the_versions_that_the_project_pins():
+    cuda = read_lock(ROOT / "locks" / "cuda.txt")
+    assert {name: cuda[name].version for name in direct_pins()} == direct_pins()
+
+
+def test_the_build_backend_is_the_locked_one():
+    assert project()["build-system"]["requires"] == [f"hatchling=={direct_pins()['hatchling']}"]
+
+
+def test_gguf_comes_from_the_archive_and_not_from_the_index():
+    assert "gguf" not in read_lock(ROOT / "locks" / "cpu.txt")
