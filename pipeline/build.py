@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.files import write_text
@@ -35,6 +35,8 @@ class Build:
     root: Path
     reporter: Reporter
     threads: int
+    held: IO[str] | None = None
+    """The open file that keeps other runs out of ``root``."""
 
     @property
     def dataset_folder(self) -> Path:

@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.errors import EXIT_FAIL, EXIT_INTERRUPTED, EXIT_USAGE, CheckFailed, UserError
+
+if TYPE_CHECKING:
+    from pipeline.build import Build
 
 app = typer.Typer(
     help="Make a GGUF bundle from labelled photos: dataset, base model, fine-tuning, merge, export.",
@@ -26,19 +29,19 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 RUNS = Path("runs")
 
 
-def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: bool):  # type: ignore[no-untyped-def]
+def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: bool) -> "Build":
     """The run of a recipe file, ready to start."""
     from rich.console import Console
 
     from pipeline.build import Build
+    from pipeline.files import lock
     from pipeline.progress import Reporter
     from pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe, tuple(assignments or ()))
-    cores = os.cpu_count() or 1
-    return Build(
-        loaded, runs / loaded.name, Reporter(Console(stderr=True), quiet), loaded.contract.runtime.threads(cores)
-    )
+    root = runs / loaded.name
+    threads = loaded.contract.runtime.threads(os.cpu_count() or 1)
+    return Build(loaded, root, Reporter(Console(stderr=True), quiet), threads, lock(root))
 
 
 def _stage(name: str, text: str) -> None:

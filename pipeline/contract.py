@@ -138,8 +138,8 @@ class Contract(Frozen):
     answer_prefix: str = " "
     """What stands between the prompt and the label in the text the model learns; ``Element:`` wants a space."""
     answer_rule: Literal["contains", "exact"] = "contains"
-    """``contains``: the first label, in order, that the answer contains, whatever its case. ``exact``: the answer without
-    the white space around it equals the label, whatever its case."""
+    """``contains``: the first label, in order, that the answer contains, whatever its case. ``exact``: the answer
+    without the white space around it equals the label, whatever its case."""
     max_new_tokens: int = Field(32, ge=1)
     sampling: Literal["greedy"] = "greedy"
     context: Literal["never"] = "never"
@@ -177,8 +177,8 @@ class Contract(Frozen):
                 for outer in self.labels:
                     if inner != outer and inner.casefold() in outer.casefold():
                         raise ValueError(
-                            f"label {inner!r} is contained in {outer!r}, so answer_rule 'contains' cannot tell them apart:"
-                            " rename one or use answer_rule 'exact'"
+                            f"label {inner!r} is contained in {outer!r}, so answer_rule 'contains' cannot tell them"
+                            " apart: rename one or use answer_rule 'exact'"
                         )
         return self
 
@@ -216,9 +216,9 @@ class Contract(Frozen):
         total = image_tokens + prompt_tokens + self.max_new_tokens
         if total > self.runtime.n_ctx:
             raise UserError(
-                f"the tile plan {self.tiling} needs {image_tokens} image + {prompt_tokens} prompt + {self.max_new_tokens}"
-                f" answer = {total} tokens, more than runtime.n_ctx {self.runtime.n_ctx}: choose a smaller tiling.grid"
-                " or, if the app can be changed, a larger n_ctx"
+                f"the tile plan {self.tiling} needs {image_tokens} image + {prompt_tokens} prompt +"
+                f" {self.max_new_tokens} answer = {total} tokens, more than runtime.n_ctx {self.runtime.n_ctx}:"
+                " choose a smaller tiling.grid or, if the app can be changed, a larger n_ctx"
             )
 
 

@@ -23,11 +23,12 @@ from pipeline.model.folder import VisionGeometry
 IGNORE = -100
 """Label of a position that has no part in the loss."""
 
-# The texts at which llama.cpp ends an answer, whatever the model's own end token (llama_vocab::impl::load, "special_eog_ids").
+# The texts at which llama.cpp ends an answer, whatever the model's own end token ("special_eog_ids" in
+# llama_vocab::impl::load); the bars in one of them are fullwidth in the original.
 END_TEXTS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
     "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
-    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
+    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",  # noqa: RUF001
     "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>",
     "<reponame>", "<|file_sep|>",
 )  # fmt: skip
@@ -144,7 +145,8 @@ def _answers(contract: Contract, tokenizer: Any) -> dict[str, tuple[int, ...]]:
             raise UserError(f"label {label!r} is read back as {read!r} after tokenizing: use plain words as labels")
         if len(ids) >= contract.max_new_tokens:
             raise UserError(
-                f"label {label!r} is {len(ids)} tokens and the end token, more than max_new_tokens {contract.max_new_tokens}"
+                f"label {label!r} is {len(ids)} tokens and the end token, more than max_new_tokens"
+                f" {contract.max_new_tokens}"
             )
         answers[label] = ids
     return answers

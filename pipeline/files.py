@@ -1,5 +1,6 @@
 """Hashes and atomic writes: a reader sees a whole file or none, whatever killed the writer."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -8,7 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from pipeline.errors import UserError
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -62,13 +65,35 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def lock(folder: Path) -> IO[str]:
+    """Keep other processes out of ``folder`` for as long as the returned file is open (a killed process closes it).
+
+    Raises UserError where another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115  (the open file is the lock)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(f"{folder} is in use by another run: wait for it to end, or choose another --runs") from None
+    return file
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty scratch folder beside ``path`` that takes its place when the block ends without an error.
 
-    An existing ``path`` is replaced. A block that raises leaves ``path`` as it was.
+    An existing ``path`` is replaced. A block that raises leaves ``path`` as it was; what a killed block left behind is
+    cleared away by the next one, so two processes must not write the same folder (:func:`lock`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(f".{path.name}.*.old"):
+        if not path.exists() and (old / "old").exists():  # killed between the two renames below
+            os.rename(old / "old", path)
+        shutil.rmtree(old)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        shutil.rmtree(left)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     os.chmod(scratch, 0o755)
     try:

@@ -29,7 +29,7 @@ class Reporter:
     def progress(self, stage: str, unit: str) -> Iterator[Advance]:
         """Yield a function to call as units get done; the first call's count is where the work started."""
         if self._quiet:
-            yield lambda done, total, note="": None
+            yield _nothing
         elif self._console.is_terminal:
             with self._bar(stage, unit) as advance:
                 yield advance
@@ -68,6 +68,10 @@ class Reporter:
                 self.say(stage, ", ".join(part for part in (f"{done}/{total}", rate, left, note) if part))
 
         return advance
+
+
+def _nothing(done: int, total: int, note: str) -> None:
+    pass
 
 
 class _Meter:

@@ -1,8 +1,9 @@
 """A stage runs when something it depends on changed, and is skipped otherwise.
 
 ``stages/<name>.json`` in the run's folder holds what the stage depended on (settings, hashes of its inputs, hash of its
-code, package versions) and the hash of every file it made. A stage whose record equals what it would depend on now, and
-whose files are still what it made, has nothing to do. The record is written after the files, so a killed stage has none.
+code, package versions) and the hash of every file it made. A stage whose record equals what it would depend on now,
+and whose files are still what it made, has nothing to do. The record is written after the files, so a killed stage has
+none.
 """
 
 import json
@@ -20,8 +21,8 @@ from pipeline.provenance import code_digest, digest, folder_hashes
 class Stage:
     """One step of a run.
 
-    ``depends`` is JSON-able; ``code`` names source files and packages of this project; ``outputs`` are files and folders
-    relative to the run's folder.
+    ``depends`` is JSON-able; ``code`` names source files and packages of this project; ``outputs`` are files and
+    folders relative to the run's folder.
     """
 
     name: str

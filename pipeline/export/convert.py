@@ -28,7 +28,7 @@ KEY_RECIPE = "parity.recipe"
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a scratch path beside ``path``; it is flushed to disk and takes ``path``'s place when the block succeeds."""
+    """Yield a scratch path beside ``path``; flushed to disk, it takes ``path``'s place when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as folder:
         scratch = Path(folder) / path.name

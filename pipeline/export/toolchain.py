@@ -45,7 +45,7 @@ class LlamaLog:
         import llama_cpp
         from llama_cpp import mtmd_cpp
 
-        @llama_cpp.llama_log_callback
+        @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
         def record(level: int, text: bytes, _: object) -> None:
             if level == 4:  # GGML_LOG_LEVEL_ERROR in ggml.h
                 self._errors.append(text.decode(errors="replace").strip())
@@ -73,7 +73,7 @@ def _silent() -> Any:
     """A callback that drops everything; kept for the life of the process, since llama.cpp logs while it frees."""
     import llama_cpp
 
-    @llama_cpp.llama_log_callback
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def drop(level: int, text: bytes, _: object) -> None:
         pass
 

@@ -123,7 +123,6 @@ def build_model(name: str, seed: int) -> Any:
         scale_factor=shape["scale_factor"],
         image_token_id=BASE_VOCABULARY + ADDED_TOKENS.index("<image>"),
         tie_word_embeddings=True,
-        pad_token_id=2,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -131,10 +130,10 @@ def build_model(name: str, seed: int) -> Any:
     if name == "embedded:smollm2-135m":
         _load_language_half(model)
     else:
-        # The table is the output layer too: at HF's 0.02 no logit can pass 2.6 (hidden 128), which leaves the right word
-        # at 0.03 % of 49,280 whatever is learnt. The trained SmolLM2-135M's table has a deviation of 0.136.
+        # The table is the output layer too: at HF's 0.02 no logit can pass 2.6 (hidden 128), which leaves the right
+        # word at 0.03 % of 49,280 whatever is learnt. The trained SmolLM2-135M's table has a deviation of 0.136.
         with torch.no_grad():
-            model.get_input_embeddings().weight *= 0.15 / model.config.text_config.initializer_range
+            model.get_input_embeddings().weight *= 0.15 / config.get_text_config().initializer_range
     return model.eval()
 
 

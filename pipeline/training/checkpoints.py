@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill at any moment, the middle of a save included.
 
 transformers writes a checkpoint file by file into its final folder. A checkpoint counts only once its marker stands,
-which is written last and lists every file's hash; a folder without a marker is a save that was cut short and is removed.
+which is written last and lists every file's hash; a folder without one is a save that was cut short and is removed.
 Older checkpoints are removed only after a newer one counts, so there is always one to resume from.
 """
 

@@ -85,7 +85,7 @@ def answer_loss(model: Any, batch: dict[str, torch.Tensor], encoder: Encoder) ->
     )
 
 
-class _AnswerTrainer(Trainer):  # type: ignore[misc]
+class _AnswerTrainer(Trainer):
     """Trainer with the loss above and an evaluation that generates."""
 
     def __init__(self, *, encoder: Encoder, tokenizer: Any, validation: Sequence[Example], **kwargs: Any) -> None:
@@ -99,6 +99,7 @@ class _AnswerTrainer(Trainer):  # type: ignore[misc]
         return answer_loss(model, inputs, self._encoder) / num_items_in_batch
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        assert self.model is not None
         self.model.eval()
         predictor = HfPredictor(self.model, self._tokenizer, self._encoder)
         contract = self._encoder.contract
@@ -116,7 +117,7 @@ class _AnswerTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
 
-class _Keeper(TrainerCallback):  # type: ignore[misc]
+class _Keeper(TrainerCallback):
     """Marks checkpoints whole, removes superseded ones, writes the log and reports progress."""
 
     def __init__(self, folder: Path, log: Path, progress: Progress) -> None:
@@ -214,11 +215,13 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    best = int(trainer.state.best_global_step)
+    best, accuracy = trainer.state.best_global_step, trainer.state.best_metric
+    if best is None or accuracy is None:
+        raise RuntimeError("training ended without an evaluation")
     with atomic_folder(folder / "lora_adapter") as out:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy(scratch / f"checkpoint-{best}" / name, out / name)
-    result = {"best_step": best, "steps": trainer.state.global_step, "accuracy": float(trainer.state.best_metric)}
+    result = {"best_step": best, "steps": trainer.state.global_step, "accuracy": accuracy}
     write_json(logs / "summary.json", result)
     shutil.rmtree(scratch)
     return result

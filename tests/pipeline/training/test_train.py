@@ -1,0 +1,129 @@
+"""Training: the loss, what is kept, and that a kill at a bad moment changes nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from train_once import GEOMETRY
+
+from pipeline.contract import Contract
+from pipeline.encoding import IGNORE, Encoder, make_encoder
+from pipeline.files import sha256_file
+from pipeline.model.embedded import build_model, build_tokenizer
+from pipeline.training import checkpoints
+from pipeline.training.train import answer_loss, collate
+
+SCRIPT = Path(__file__).parent / "train_once.py"
+
+
+def _train(out: Path, kill: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), str(out), *([kill] if kill else [])]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
+
+
+def _weights(out: Path) -> str:
+    return sha256_file(out / "lora_adapter" / "adapter_model.safetensors")
+
+
+def _log(out: Path) -> list[dict[str, Any]]:
+    """The log without what only the clock decides."""
+    lines = [json.loads(line) for line in (out / "logs" / "log.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if "runtime" not in key and "per_second" not in key}
+        for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted")
+    result = _train(out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+# 15 steps, a checkpoint after each 5: killed between two checkpoints, and in the middle of writing the second.
+@pytest.mark.parametrize("kill", ["step:8", "save:2"])
+def test_a_killed_run_resumes_to_the_same_weights(uninterrupted: Path, tmp_path: Path, kill: str) -> None:
+    killed = _train(tmp_path, kill)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "lora_adapter").exists()
+
+    resumed = _train(tmp_path)
+
+    assert resumed.returncode == 0, resumed.stderr
+    steps = [int(line.split()[0]) for line in resumed.stdout.splitlines()]
+    assert min(steps) > 5, "the first checkpoint was whole: its steps are not to be done again"
+    assert _weights(tmp_path) == _weights(uninterrupted)
+    train_losses = [[line["loss"] for line in _log(out) if "loss" in line] for out in (tmp_path, uninterrupted)]
+    assert train_losses[0] == train_losses[1]
+
+
+def test_the_best_checkpoint_is_the_one_kept(uninterrupted: Path) -> None:
+    summary = json.loads((uninterrupted / "logs" / "summary.json").read_text())
+    evaluations = {line["step"]: line["eval_accuracy"] for line in _log(uninterrupted) if "eval_accuracy" in line}
+    assert list(evaluations) == [5, 10, 15]
+    assert summary["accuracy"] == max(evaluations.values()) == evaluations[summary["best_step"]]
+    assert not (uninterrupted / "checkpoints").exists()
+
+
+def test_evaluation_says_what_each_class_got(uninterrupted: Path) -> None:
+    last = [line for line in _log(uninterrupted) if "eval_accuracy" in line][-1]
+    recalls = [last[f"eval_recall_{label}"] for label in Contract().labels]
+    assert last["eval_accuracy"] == pytest.approx(sum(recalls) / 5)  # two validation canvases for each label
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    labels = ("water", "swimming pool", "fire")  # answers of different lengths, so that a batch is padded
+    return make_encoder(Contract(labels=labels), build_tokenizer(), GEOMETRY)
+
+
+def _batch(encoder: Encoder) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng(0)
+    items = []
+    for label in encoder.contract.labels:
+        ids, labels = encoder.training_ids(label)
+        pixels = encoder.pixel_values(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8))
+        items.append({"input_ids": ids, "labels": labels, "pixel_values": pixels})
+    return collate(items, pad_id=2)
+
+
+def test_loss_is_the_models_own_over_the_answer_alone(encoder: Encoder) -> None:
+    model = build_model("embedded:tiny", 0)
+    batch = _batch(encoder)
+    with torch.no_grad():
+        ours = answer_loss(model, batch, encoder)
+        theirs = model(**batch).loss  # Hugging Face's own forward pass, shift and mask; a mean over the label tokens
+    count = (batch["labels"] != IGNORE).sum()
+    assert count == 2 + 3 + 2
+    # Measured 2e-7: the shortcut (one picture encoded for two slots, logits of the answer alone) changes no arithmetic
+    # but the order of some sums.
+    assert ours.item() / count.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_padding_has_no_part_in_the_loss(encoder: Encoder) -> None:
+    model = build_model("embedded:tiny", 0)
+    batch = _batch(encoder)
+    other = batch | {"input_ids": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 77)}
+    assert not torch.equal(other["input_ids"], batch["input_ids"])
+    with torch.no_grad():
+        assert torch.equal(answer_loss(model, batch, encoder), answer_loss(model, other, encoder))
+
+
+def test_a_checkpoint_without_marker_or_with_a_changed_file_does_not_count(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_text(str(step))
+        if step != 15:
+            checkpoints.mark_complete(folder)
+    (tmp_path / "checkpoint-10" / "weights").write_text("torn")
+    assert checkpoints.last_complete(tmp_path) == tmp_path / "checkpoint-5"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
