@@ -1,0 +1,330 @@
+"""The whole way through the real command line, and each fault that the verdict exists to catch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pipeline.letterbox as letterbox_module
+from parity.goldens import letterbox_gate
+from parity.predictors.llamacpp import LlamaCppPredictor
+from parity.results import Header, Results, ResultsWriter, read_results
+from parity.run import answer_all
+from parity.samples import Sample, load_samples
+from parity.verdict import Verdict, judge
+from pipeline.contract import Contract, ImageContract, Tiling
+from pipeline.encoding import Encoder, make_encoder
+from pipeline.export.convert import convert_mmproj, convert_text
+from pipeline.letterbox import letterbox
+from pipeline.model.folder import load_model, load_tokenizer, read_geometry, write_model_folder
+from pipeline.progress import Reporter
+
+ROOT = Path(__file__).parent.parent
+RECIPE = """
+name: small
+dataset: {n_per_class: 60}
+base: {model: "embedded:tiny"}
+train: {epochs: 5, learning_rate: 2.0e-3, batch_size: 8, gradient_accumulation: 1, gradient_checkpointing: false,
+        vision: full, connector: full}
+export: {name: Small}
+contract: {max_new_tokens: 4, gate: {margin_points: 5.0}}
+"""
+BIN = Path(sys.executable).parent
+
+
+def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run an installed command as a user would, without a terminal."""
+    program, *rest = map(str, arguments)
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    return subprocess.run([BIN / program, *rest], capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe whose main job has run once."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "small.yaml").write_text(RECIPE)
+    result = command("parity", "run", "small.yaml", cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "PASS" in result.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Path:
+    return place / "runs" / "small"
+
+
+def test_the_verdict_is_written_and_true(run: Path) -> None:
+    verdict = json.loads((run / "parity" / "verdict.json").read_text())
+    hf, llamacpp = (read_results(run / "parity" / f"{side}.results.jsonl") for side in ("hf", "llamacpp"))
+    assert verdict["status"] == "PASS"
+    assert verdict["first_bad_stage"] is None
+    assert verdict["n"] == len(hf.rows) == len(llamacpp.rows) > 40
+    assert hf.rows.keys() == llamacpp.rows.keys()
+    accuracy = sum(row.label == row.truth for row in hf.rows.values()) / len(hf.rows)
+    assert verdict["reference"]["accuracy"] == accuracy
+    assert accuracy > 0.5, "a model that has learnt nothing would make every test below pass for the wrong reason"
+    assert verdict["agreement"] > 0.9
+
+
+def test_everything_that_was_promised_is_there(run: Path) -> None:
+    for name in (
+        "lora_adapter/adapter_model.safetensors",
+        "merged/model.safetensors",
+        "logs/log.jsonl",
+        "bundle/Small-Q8_0.gguf",
+        "bundle/mmproj-Small-Q8_0.gguf",
+        "bundle/contract.json",
+        "bundle/manifest.json",
+        "evaluation/validation_results.json",
+        "evaluation/confusion_matrix.png",
+        "dataset/train.json",
+        "dataset/val.json",
+        "dataset/metadata.json",
+    ):
+        assert (run / name).is_file(), name
+
+
+def test_a_second_run_does_nothing_and_says_the_same(place: Path, run: Path) -> None:
+    made = [
+        run / "merged" / "model.safetensors",
+        run / "bundle" / "Small-Q8_0.gguf",
+        run / "parity" / "hf.results.jsonl",
+    ]
+    before = [path.stat().st_mtime_ns for path in made]
+    result = command("parity", "run", "small.yaml", cwd=place)
+    assert result.returncode == 0
+    stages = ["dataset", "base", "train", "merge", "export", "hf", "llamacpp"]
+    lines = {line.split()[0]: line for line in result.stderr.splitlines()}
+    assert all("unchanged" in lines[stage] for stage in stages), result.stderr
+    assert [path.stat().st_mtime_ns for path in made] == before
+
+
+def test_a_changed_setting_runs_only_what_depends_on_it(place: Path) -> None:
+    shutil.copytree(place / "runs" / "small", place / "f16" / "small")
+    options = ("--runs", "f16", "--set", "export.text_type=F16")
+    result = command("parity", "run", "small.yaml", *options, cwd=place)
+    assert result.returncode == 0, result.stderr
+    lines = {line.split()[0]: line for line in result.stderr.splitlines()}
+    assert all("unchanged" in lines[stage] for stage in ("dataset", "base", "train", "merge", "hf"))
+    assert all("unchanged" not in lines[stage] for stage in ("export", "llamacpp"))
+
+
+def test_a_damaged_artefact_is_made_again(place: Path) -> None:
+    shutil.copytree(place / "runs" / "small", place / "damaged" / "small")
+    model = place / "damaged" / "small" / "bundle" / "Small-Q8_0.gguf"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-100])
+    result = command("parity", "run", "small.yaml", "--runs", "damaged", cwd=place)
+    assert result.returncode == 0, result.stderr
+    assert model.read_bytes() == whole, "the same recipe gives the same bytes on one machine"
+
+
+def test_an_interrupted_side_goes_on_where_it_stopped(place: Path) -> None:
+    root = place / "half" / "small"
+    shutil.copytree(place / "runs" / "small", root)
+    path = root / "parity" / "llamacpp.results.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = lines[:11]
+    path.write_bytes(b"".join(kept) + lines[11][:40])  # killed in the middle of a line
+    (root / "stages" / "llamacpp.json").unlink()
+    result = command("parity", "run", "small.yaml", "--runs", "half", cwd=place)
+    assert result.returncode == 0, result.stderr
+    again = path.read_bytes().splitlines(keepends=True)
+    assert again[:11] == kept, "finished rows, their timings too, are kept"
+    assert len(again) == len(lines)
+
+
+# ---- every fault turns the verdict red, at its own stage -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def contract(run: Path) -> Contract:
+    return Contract.model_validate_json((run / "bundle" / "contract.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def samples(run: Path, contract: Contract) -> list[Sample]:
+    return load_samples(run / "dataset", contract)[0]
+
+
+Answer = Callable[..., Verdict]
+
+
+@pytest.fixture
+def verdict_of(run: Path, contract: Contract, tmp_path: Path) -> Answer:
+    """Run a GGUF pair over samples as llama.cpp's side and judge it by the saved HF side."""
+    reference = read_results(run / "parity" / "hf.results.jsonl")
+    good = read_results(run / "parity" / "llamacpp.results.jsonl").header
+
+    def answer(model: Path, mmproj: Path, encoder: Encoder, samples: list[Sample]) -> Verdict:
+        with LlamaCppPredictor(model, mmproj, encoder) as predictor:
+            layout = {
+                "prompt_token_ids": tuple(predictor.prompt_ids),
+                "image_slots": tuple(predictor.image_slots),
+            }
+            header = Header.model_validate(good.model_dump() | layout)
+            with ResultsWriter(tmp_path / "llamacpp.results.jsonl", header) as writer:
+                answer_all(predictor, samples, contract, writer, Reporter(None, quiet=True))  # type: ignore[arg-type]
+                candidate = Results(header, dict(writer.rows))
+        return judge(reference, candidate, contract, [letterbox_gate()])
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def pair(run: Path) -> tuple[Path, Path]:
+    return run / "bundle" / "Small-Q8_0.gguf", run / "bundle" / "mmproj-Small-Q8_0.gguf"
+
+
+@pytest.fixture(scope="module")
+def encoder(run: Path, contract: Contract) -> Encoder:
+    return make_encoder(contract, load_tokenizer(run / "merged"), read_geometry(run / "merged"))
+
+
+def test_the_sound_pair_passes(
+    verdict_of: Answer, pair: tuple[Path, Path], encoder: Encoder, samples: list[Sample]
+) -> None:
+    assert verdict_of(*pair, encoder, samples).status == "PASS"
+
+
+def test_swapped_channels_are_caught_at_the_pixels(place: Path) -> None:
+    shutil.copytree(place / "runs" / "small", place / "bgr" / "small")
+    result = command("parity", "run", "small.yaml", "--runs", "bgr", "--feed", "bgr", cwd=place)
+    assert result.returncode == 1
+    verdict = json.loads((place / "bgr" / "small" / "parity" / "verdict.json").read_text())
+    assert verdict["first_bad_stage"] == "pixels"
+    assert "channel" in verdict["cause"]
+    assert "FAIL" in result.stdout
+
+
+def test_a_dropped_adapter_is_caught_at_the_accuracy(
+    run: Path, verdict_of: Answer, pair: tuple[Path, Path], encoder: Encoder, samples: list[Sample], tmp_path: Path
+) -> None:
+    untrained = tmp_path / "base-Q8_0.gguf"
+    convert_text(run / "base", untrained, "Q8_0", "Small", {}, threads=2)
+    verdict = verdict_of(untrained, pair[1], encoder, samples)
+    assert (verdict.status, verdict.first_bad_stage) == ("FAIL", "accuracy")
+
+
+def test_a_wrong_tile_plan_is_caught_at_the_tokens(
+    run: Path, verdict_of: Answer, pair: tuple[Path, Path], encoder: Encoder, samples: list[Sample], tmp_path: Path
+) -> None:
+    folder = tmp_path / "two-by-two"
+    folder.mkdir()
+    merged = run / "merged"
+    write_model_folder(folder, load_model(merged), load_tokenizer(merged), Tiling(grid=2), read_geometry(merged))
+    mmproj = tmp_path / "mmproj.gguf"
+    convert_mmproj(folder, mmproj, "Q8_0", "Small", {})
+    verdict = verdict_of(pair[0], mmproj, encoder, samples)
+    assert (verdict.status, verdict.first_bad_stage) == ("FAIL", "tokens")
+    assert "tile plan" in verdict.cause + verdict.fix
+
+
+def test_a_letterbox_that_differs_on_one_side_is_caught_at_the_pixels(
+    verdict_of: Answer, pair: tuple[Path, Path], encoder: Encoder, samples: list[Sample]
+) -> None:
+    class Resized(Sample):
+        """The sample as a side with another resize would see it."""
+
+        @property
+        def rgb(self) -> np.ndarray:
+            picture = Image.fromarray(super().rgb).resize((300, 280))
+            other = Contract(image=ImageContract(resample="lanczos"))
+            return np.asarray(letterbox(picture, other))
+
+    verdict = verdict_of(*pair, encoder, [Resized(sample.folder, sample.record) for sample in samples])
+    assert (verdict.status, verdict.first_bad_stage) == ("FAIL", "pixels")
+
+
+def test_a_broken_letterbox_is_caught_by_androids_own_pictures(
+    run: Path, contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = [read_results(run / "parity" / f"{side}.results.jsonl") for side in ("hf", "llamacpp")]
+    assert judge(*sides, contract, [letterbox_gate()]).status == "PASS"
+    fixed_axis = letterbox_module._fixed_axis
+    monkeypatch.setattr(
+        letterbox_module, "_fixed_axis", lambda scaled, source, span: fixed_axis(scaled, source, span=128)
+    )
+    verdict = judge(*sides, contract, [letterbox_gate()])
+    assert (verdict.status, verdict.first_bad_stage) == ("FAIL", "letterbox")
+
+
+def test_a_changed_canvas_stops_the_run(place: Path) -> None:
+    root = place / "touched" / "small"
+    shutil.copytree(place / "runs" / "small", root)
+    record = json.loads((root / "dataset" / "val.json").read_text())[0]
+    pixels = np.asarray(Image.open(root / "dataset" / record["image_path"])).copy()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(root / "dataset" / record["image_path"])
+    with pytest.raises(Exception, match=record["image_id"]):
+        load_samples(root / "dataset", Contract())
+
+
+# ---- what a person sees ----------------------------------------------------------------------------------------------
+
+
+def test_saved_results_are_judged_without_a_model(place: Path, run: Path) -> None:
+    sides = [run / "parity" / f"{side}.results.jsonl" for side in ("hf", "llamacpp")]
+    contract = run / "bundle" / "contract.json"
+    result = command("parity", "judge", *sides, "--contract", contract, "--out", "again.json", cwd=place)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((place / "again.json").read_text()) == json.loads((run / "parity" / "verdict.json").read_text())
+
+
+def test_evaluate_alone_agrees_with_the_verdict(place: Path, run: Path) -> None:
+    result = command("pipeline", "evaluate", "small.yaml", cwd=place)
+    assert result.returncode == 0, result.stderr
+    evaluation = json.loads((run / "evaluation" / "validation_results.json").read_text())
+    assert evaluation["accuracy"] == json.loads((run / "parity" / "verdict.json").read_text())["reference"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "missing.yaml"), ["missing.yaml", "cannot be read"]),
+        (("run", "small.yaml", "--set", "train.epoch=1"), ["train.epoch", "unknown key"]),
+        (("run", "small.yaml", "--set", "dataset.source=photos"), ["path"]),
+        (("run", "small.yaml", "--set", "dataset={source: photos, path: nowhere}"), ["nowhere", "not a folder"]),
+        (("run", "small.yaml", "--set", "base.model=./nowhere"), ["nowhere"]),
+        (("run", "small.yaml", "--set", "contract.labels=[a, a]"), ["more than once"]),
+        (("judge", "small.yaml", "small.yaml"), ["small.yaml", "not a results file"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(place: Path, arguments: tuple[str, ...], words: list[str]) -> None:
+    result = command("parity", *arguments, "--runs", "mistakes", cwd=place) if arguments[0] == "run" else command(
+        "parity", *arguments, cwd=place
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_two_runs_in_one_folder_are_kept_apart(place: Path) -> None:
+    from pipeline.files import lock
+
+    with lock(place / "runs" / "small"):
+        result = command("parity", "run", "small.yaml", cwd=place)
+    assert result.returncode == 2
+    assert "in use by another run" in result.stderr
+
+
+@pytest.mark.parametrize("program", ["pipeline", "parity"])
+def test_help_needs_none_of_the_heavy_packages(program: str) -> None:
+    """Seconds are for the bench; what makes ``--help`` slow is importing these."""
+    code = (
+        f"import sys, {program}.cli as cli\n"
+        "try: cli.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'transformers', 'llama_cpp', 'numpy', 'sklearn') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.rstrip().endswith("[]"), result.stdout
