@@ -9,7 +9,6 @@ Invariants: a Contract that exists is consistent (labels can be told apart, the 
 """
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -74,8 +73,8 @@ class Tiling(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.plan == "overview" and "grid" in self.model_fields_set:
-            raise ValueError("the plan 'overview' has no grid: remove 'grid' or set the plan to 'grid'")
+        if self.plan == "overview" and self.grid != 1:  # 1 is what a contract written out holds
+            raise ValueError(f"the plan 'overview' has no grid of {self.grid}: remove 'grid' or set the plan to 'grid'")
         return self
 
     @property
@@ -182,7 +181,7 @@ class Contract(Frozen):
                         )
         return self
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of the contract as canonical JSON, defaults written out."""
         return sha256_bytes(canonical_json(self.model_dump(mode="json")))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.export.check import check_mmproj, check_text
-from pipeline.export.convert import KEY_CONTRACT, KEY_RECIPE, convert_mmproj, convert_text
+from pipeline.export.convert import KEY_ADD_BOS, KEY_CONTRACT, KEY_RECIPE, Metadata, convert_mmproj, convert_text
 from pipeline.files import atomic_folder, sha256_file, write_json
 from pipeline.provenance import machine, versions
 from pipeline.recipe import Recipe
@@ -33,14 +33,14 @@ def write_bundle(merged: Path, out: Path, recipe: Recipe, inputs: dict[str, Any]
     ``inputs`` are the digests of all that went in; they stand in the manifest. Raises CheckFailed.
     """
     export, contract = recipe.export, recipe.contract
-    added = {KEY_CONTRACT: contract.digest, KEY_RECIPE: recipe.name}
+    added: Metadata = {KEY_CONTRACT: contract.digest, KEY_RECIPE: recipe.name}
     with atomic_folder(out) as folder:
         text, mmproj = folder / text_name(recipe), folder / mmproj_name(recipe)
         with ThreadPoolExecutor(
             1
         ) as other:  # the converter is a process of its own, and most of its time is one core's
             half = other.submit(convert_mmproj, merged, mmproj, export.mmproj_type, export.name, added)
-            convert_text(merged, text, export.text_type, export.name, added, threads)
+            convert_text(merged, text, export.text_type, export.name, added | {KEY_ADD_BOS: contract.add_bos}, threads)
             half.result()
         check_text(text, merged, export.name, contract, recipe.name, export.text_type)
         check_mmproj(mmproj, merged, export.name, contract, recipe.name, export.mmproj_type)

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.contract import Contract
 from pipeline.errors import CheckFailed
-from pipeline.export.convert import KEY_CONTRACT, KEY_RECIPE
+from pipeline.export.convert import KEY_ADD_BOS, KEY_CONTRACT, KEY_RECIPE
 from pipeline.export.toolchain import load_gguf
 from pipeline.export.types import MmprojType, TextType
 from pipeline.files import canonical_json, sha256_bytes
@@ -113,6 +113,7 @@ def check_text(path: Path, model: Path, name: str, contract: Contract, recipe: s
     end = end["content"] if isinstance(end, dict) else end
     found = _value(reader, "tokenizer.ggml.eos_token_id")
     findings.equal("the end token", tokens[found] if found is not None and found < len(tokens) else None, end)
+    findings.equal(KEY_ADD_BOS, bool(_value(reader, KEY_ADD_BOS)), contract.add_bos)
     findings.finish()
 
 

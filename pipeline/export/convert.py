@@ -25,6 +25,11 @@ _FTYPE: dict[TextType, int] = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M
 KEY_CONTRACT = "parity.contract_sha256"
 KEY_RECIPE = "parity.recipe"
 
+# llama.cpp's own key: without it SmolLM2's tokenizer never puts a BOS in front, whatever the caller asks for.
+KEY_ADD_BOS = "tokenizer.ggml.add_bos_token"
+
+Metadata = dict[str, str | bool]
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -67,18 +72,18 @@ def _quantize(source: Path, target: Path, text_type: TextType, threads: int) -> 
         raise CheckFailed(f"llama.cpp could not quantize {source.name} to {text_type}: {log.error()}")
 
 
-def _copy_with_metadata(source: Path, target: Path, added: dict[str, str]) -> None:
-    """Copy a GGUF, adding string keys; the ``gguf`` package's own script does the same and draws a progress bar."""
+def _copy_with_metadata(source: Path, target: Path, added: Metadata) -> None:
+    """Copy a GGUF, adding or replacing keys; the ``gguf`` package's own script does it with a progress bar."""
     gguf: Any = load_gguf()
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, arch=reader.fields[gguf.Keys.General.ARCHITECTURE].contents())
     for field in reader.fields.values():
-        if not field.name.startswith("GGUF.") and field.name != gguf.Keys.General.ARCHITECTURE:
+        if not field.name.startswith("GGUF.") and field.name not in (gguf.Keys.General.ARCHITECTURE, *added):
             kind = field.types[0]
             sub_type = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(field.name, field.contents(), kind, sub_type=sub_type)
     for key, value in added.items():
-        writer.add_string(key, value)
+        writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
     for tensor in reader.tensors:
         data = tensor.data
         writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
@@ -90,7 +95,7 @@ def _copy_with_metadata(source: Path, target: Path, added: dict[str, str]) -> No
     writer.close()
 
 
-def convert_text(model: Path, out: Path, text_type: TextType, name: str, added: dict[str, str], threads: int) -> None:
+def convert_text(model: Path, out: Path, text_type: TextType, name: str, added: Metadata, threads: int) -> None:
     """Write the language half of ``model`` as ``out``, with ``general.name`` and the ``added`` metadata.
 
     Quantized types go through F16, as llama.cpp's own instructions do; F32 stays F32. Raises CheckFailed.
@@ -106,7 +111,7 @@ def convert_text(model: Path, out: Path, text_type: TextType, name: str, added: 
         _copy_with_metadata(plain, scratch, added)
 
 
-def convert_mmproj(model: Path, out: Path, mmproj_type: MmprojType, name: str, added: dict[str, str]) -> None:
+def convert_mmproj(model: Path, out: Path, mmproj_type: MmprojType, name: str, added: Metadata) -> None:
     """Write the vision half and the connector of ``model`` as ``out``. Raises CheckFailed."""
     with atomic_file(out) as scratch:
         plain = scratch.with_suffix(".plain")
