@@ -36,6 +36,7 @@ lint: environment ## check format, style and types
 
 .PHONY: bench
 bench: tools ## compare speeds with Pillow, llama-mtmd-cli and llama-server
+	@$(BIN)/pipeline export configs/tiny.yaml
 	@$(BIN)/python -m bench
 
 .PHONY: lock

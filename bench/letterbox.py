@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bench.report import letterbox_text
 from pipeline.letterbox import PHONE, letterbox, scaled_size
 
 PHOTOS = ((1155, 866), (866, 1155), (2000, 1500), (1500, 2000), (4000, 3000), (3000, 4000))  # 1, 3, 12 megapixels
@@ -55,16 +56,5 @@ def _medians(image: Image.Image, jobs: tuple[Callable[[Image.Image], Image.Image
     return [statistics.median(taken[1:]) for taken in times]
 
 
-def main() -> None:
-    """Print the table."""
-    print("Letterbox of a decoded RGB photo to 256x256, median milliseconds\n")
-    print(f"{'photo':>10} {'megapixels':>11} {'Pillow LANCZOS':>15} {'ours':>8} {'ratio':>8}")
-    for row in run():
-        print(
-            f"{row['photo']:>10} {row['megapixels']:>11.1f} {row['pillow_ms']:>15.2f} {row['ours_ms']:>8.2f}"
-            f" {row['ratio']:>7.1f}x"
-        )
-
-
 if __name__ == "__main__":
-    main()
+    print(letterbox_text(run()))

@@ -61,15 +61,15 @@ def predictor_text(rows: Sequence[dict[str, Any]]) -> str:
 def missed(letterbox: Sequence[dict[str, Any]], predictors: Sequence[dict[str, Any]]) -> list[str]:
     """One sentence for every floor that is missed; a way that answers otherwise did other work, which is a miss too."""
     found = [
-        f"letterbox of {row['photo']}: {row['ratio']:.2f}x Pillow's LANCZOS, at least {LETTERBOX_FLOOR:.1f}x is wanted"
+        f"letterbox of {row['photo']}: {row['ratio']:.2f}x Pillow's speed, {LETTERBOX_FLOOR:.1f}x or more is wanted"
         for row in letterbox
         if row["megapixels"] >= LETTERBOX_MEGAPIXELS and row["ratio"] < LETTERBOX_FLOOR
     ]
     for row in predictors[1:]:
-        floor = PREDICTOR_FLOORS[row["way"]]
-        if row["ratio"] < floor:
-            found.append(f"in process: {row['ratio']:.2f}x {row['way']}, at least {floor:.1f}x is wanted")
+        floor = PREDICTOR_FLOORS.get(row["way"])
+        if floor and row["ratio"] < floor:
+            found.append(f"in process: {row['ratio']:.2f}x the speed of {row['way']}, {floor:.1f}x or more is wanted")
         if row["same_label"] < row["images"]:
             other = row["images"] - row["same_label"]
-            found.append(f"{row['way']}: another label than in process for {other} of {row['images']} images")
+            found.append(f"{row['way'].strip()}: another label than in process for {other} of {row['images']} images")
     return found

@@ -20,12 +20,24 @@ from pipeline.evaluation import Answer, evaluate, write_evaluation
 from pipeline.export.bundle import mmproj_name, text_name
 from pipeline.files import sha256_file
 from pipeline.progress import Reporter
-from pipeline.provenance import machine, versions
+from pipeline.provenance import code_digest, machine, versions
 from pipeline.stages import Stage
 
 SideName = Literal["hf", "llamacpp"]
-_CODE = ("pipeline/contract.py", "pipeline/encoding.py", "pipeline/prediction.py", "pipeline/dataset/records.py",
-         "parity/run.py", "parity/samples.py", "parity/results.py", "parity/predictors")  # fmt: skip
+_SHARED = (
+    "pipeline/contract.py",
+    "pipeline/encoding.py",
+    "pipeline/prediction.py",
+    "pipeline/dataset/records.py",
+    "parity/run.py",
+    "parity/samples.py",
+    "parity/results.py",
+)
+# Rows that other code made are no part of a run: the digest of these files stands in the results' header, too.
+_CODE: dict[SideName, tuple[str, ...]] = {
+    "hf": (*_SHARED, "pipeline/inference.py", "parity/predictors/hf.py"),
+    "llamacpp": (*_SHARED, "parity/predictors/llamacpp.py"),
+}
 
 
 def results_path(build: Build, side: SideName) -> Path:
@@ -46,8 +58,7 @@ def run_side(build: Build, side: SideName, fed_order: Literal["rgb", "bgr"] | No
         "versions": versions(),
         "machine": machine(),
     }
-    code = (*_CODE, "pipeline/inference.py") if side == "hf" else _CODE
-    stage = Stage(side, depends, code, (f"parity/{side}.results.jsonl",))
+    stage = Stage(side, depends, _CODE[side], (f"parity/{side}.results.jsonl",))
     fed = contract.model_copy(update={"image": contract.image.model_copy(update={"channel_order": order})})
     stage.run(build.root, lambda: _answer(build, side, fed), build.reporter.say)
     return results_path(build, side)
@@ -68,12 +79,14 @@ def _open_side(build: Build, side: SideName, contract: Contract) -> tuple[Abstra
         device = "cuda" if torch.cuda.is_available() else "cpu"
         files = {path.name: sha256_file(path) for path in sorted(merged.glob("*.safetensors"))}
         runtime: dict[str, Any] = {"dtype": "float32", "device": device, "n_threads": torch.get_num_threads()}
+        runtime["fed"] = contract.image.channel_order
         return nullcontext(hf_predictor(merged, encoder, device)), {"model": files, "runtime": runtime}
     from parity.predictors.llamacpp import LlamaCppPredictor
 
     model, mmproj = bundle / text_name(recipe), bundle / mmproj_name(recipe)
     predictor = LlamaCppPredictor(model, mmproj, encoder)
-    runtime = contract.runtime.model_dump(mode="json") | {"n_threads": predictor.n_threads}
+    runtime = contract.runtime.model_dump(mode="json")
+    runtime |= {"n_threads": predictor.n_threads, "fed": contract.image.channel_order}
     return predictor, {"model": {"model": sha256_file(model), "mmproj": sha256_file(mmproj)}, "runtime": runtime}
 
 
@@ -85,7 +98,7 @@ def _answer(build: Build, side: SideName, fed: Contract) -> str:
             side=side,
             contract_sha256=build.recipe.contract.digest,
             dataset_sha256=dataset_sha256,
-            versions=versions(),
+            versions=versions() | {"code": code_digest(*_CODE[side])},
             device=machine(),
             prompt_token_ids=tuple(predictor.prompt_ids),
             image_slots=tuple(predictor.image_slots),

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.files import canonical_json, sha256_bytes, sha256_file
 
 PACKAGES = (
+    "android-vlm-parity",
     "torch",
     "transformers",
     "peft",

@@ -4,6 +4,7 @@ A conversion takes 3 to 7 seconds, so the models are made once a session and nev
 when a test asks for one: most tests need neither torch nor llama.cpp.
 """
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ import pytest
 
 if TYPE_CHECKING:
     from models import Pair
+
+# As the command lines set it (pipeline/cli.py), before anything loads OpenMP.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 NO_REASON = ("", "Skipped", "unconditional skip")  # as pytest words it, after its prefix
 
@@ -32,13 +36,10 @@ def _reason(longrepr: Any) -> str:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of ``embedded:tiny``, seed 0."""
-    from pipeline.model.base import make_base
-    from pipeline.recipe import BaseSettings
+    """The folder of a model that is ``embedded:tiny`` but for louder language layers (:func:`models.write_tiny`)."""
+    from models import write_tiny
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    make_base(BaseSettings(), folder, seed=0)
-    return folder
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -39,11 +39,14 @@ class LlamaCppPredictor:
         self._contract: Contract = encoder.contract
         self._answers = encoder.answer_ids
         runtime = self._contract.runtime
+        self._n_batch = min(runtime.n_batch, runtime.n_ctx)
         self.n_threads = runtime.threads(cores or os.cpu_count() or 1)
         self._model: Any = None
         self._context: Any = None
         self._mtmd: Any = None
         llama_cpp.llama_backend_init()
+        # One sequence of positions at a time is all that runs here; a batch is as long as the contract lets it be.
+        self._batch: Any = llama_cpp.llama_batch_init(self._n_batch, 0, 1)
         try:
             with LlamaLog() as log:
                 self._load(model, mmproj, log)
@@ -52,8 +55,6 @@ class LlamaCppPredictor:
             raise
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        # One sequence of positions at a time is all that runs here; a batch is as long as the contract lets it be.
-        self._batch = llama_cpp.llama_batch_init(runtime.n_batch, 0, 1)
         size = self._contract.image.size
         self.prompt_ids, self.image_slots = self._layout(np.zeros((size, size, 3), np.uint8))
 
@@ -66,8 +67,7 @@ class LlamaCppPredictor:
             raise UserError(f"llama.cpp cannot load {model}: {log.error()}")
         context = llama_cpp.llama_context_default_params()
         context.n_ctx = runtime.n_ctx
-        context.n_batch = min(runtime.n_batch, runtime.n_ctx)
-        context.n_ubatch = context.n_batch
+        context.n_batch = context.n_ubatch = self._n_batch
         context.n_threads = context.n_threads_batch = self.n_threads
         context.type_k = _GGML_TYPE[runtime.type_k]
         context.type_v = _GGML_TYPE[runtime.type_v]
@@ -96,10 +96,11 @@ class LlamaCppPredictor:
             mtmd_cpp.mtmd_free(self._mtmd)
         if self._context:
             llama_cpp.llama_free(self._context)
-            llama_cpp.llama_batch_free(self._batch)
         if self._model:
             llama_cpp.llama_model_free(self._model)
-        self._mtmd = self._context = self._model = None
+        if self._batch:
+            llama_cpp.llama_batch_free(self._batch)
+        self._mtmd = self._context = self._model = self._batch = None
 
     def predict(self, canvases: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Prediction]:
         """See :class:`parity.predictors.Predictor`."""
@@ -150,7 +151,6 @@ class LlamaCppPredictor:
         )
 
     def _evaluate(self, chunk: Any, past: ctypes.c_int32, last: bool, ms: dict[str, float]) -> None:
-        n_batch = min(self._contract.runtime.n_batch, self._contract.runtime.n_ctx)
         start = time.perf_counter()
         if chunk_tokens(chunk) is None:
             code = mtmd_cpp.mtmd_encode_chunk(self._mtmd, chunk)
@@ -160,12 +160,12 @@ class LlamaCppPredictor:
             if code == 0:
                 embeddings = mtmd_cpp.mtmd_get_output_embd(self._mtmd)
                 code = mtmd_cpp.mtmd_helper_decode_image_chunk(
-                    self._mtmd, self._context, chunk, embeddings, past.value, 0, n_batch, ctypes.byref(past),
+                    self._mtmd, self._context, chunk, embeddings, past.value, 0, self._n_batch, ctypes.byref(past),
                     mtmd_cpp.mtmd_helper_post_decode_callback(), None,
                 )  # fmt: skip
         else:
             code = mtmd_cpp.mtmd_helper_eval_chunk_single(
-                self._mtmd, self._context, chunk, past.value, 0, n_batch, last, ctypes.byref(past)
+                self._mtmd, self._context, chunk, past.value, 0, self._n_batch, last, ctypes.byref(past)
             )
         ms["prefill"] += (time.perf_counter() - start) * 1e3
         if code != 0:
@@ -196,13 +196,14 @@ class LlamaCppPredictor:
         result = {}
         for label, ids in self._answers.items():
             total = float(start[ids[0]])
-            if len(ids) > 1:
-                self._decode(ids[:-1], past)
-                for index, token in enumerate(ids[1:]):
+            for begin in range(0, len(ids) - 1, self._n_batch):
+                part = ids[begin:-1][: self._n_batch]
+                self._decode(part, past + begin)
+                for index, token in enumerate(ids[begin + 1 :][: len(part)]):
                     pointer = llama_cpp.llama_get_logits_ith(self._context, index)
                     logits = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
                     total += float(log_softmax(logits)[token])
-                llama_cpp.llama_memory_seq_rm(memory, 0, past, -1)
+            llama_cpp.llama_memory_seq_rm(memory, 0, past, -1)
             result[label] = total
         return result
 

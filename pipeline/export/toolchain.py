@@ -65,7 +65,7 @@ class LlamaLog:
 
     def error(self) -> str:
         """The errors logged so far as one line, or a plain phrase where there was none."""
-        return "; ".join(line for line in self._errors if line) or "no message from llama.cpp"
+        return "; ".join(" ".join(text.split()) for text in self._errors if text) or "no message from llama.cpp"
 
 
 @functools.cache

