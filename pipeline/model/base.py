@@ -24,12 +24,12 @@ def base_folder(settings: BaseSettings, made: Path) -> Path:
     if settings.model.startswith((".", "/", "~")) or settings.model.count("/") != 1:
         raise UserError(f"base.model {settings.model!r} is neither a folder nor a hub id like owner/name")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         patterns = ["*.json", "*.safetensors", "*.txt"]
         return Path(snapshot_download(settings.model, revision=settings.revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"base.model {settings.model!r} cannot be fetched from the hub ({reason}): check the name and the network,"

@@ -72,8 +72,10 @@ def read_geometry(folder: Path) -> VisionGeometry:
     settings = image_processor_settings(folder)
     tile = vision.get("image_size") or settings.get("max_image_size", {}).get("longest_edge")
     patch, scale = vision.get("patch_size"), config.get("scale_factor", 2)
-    if not tile or not patch:
-        raise UserError(f"{folder}/config.json lacks vision_config.image_size or vision_config.patch_size")
+    if not tile or not patch or "image_token_id" not in config:
+        raise UserError(
+            f"{folder}/config.json lacks vision_config.image_size, vision_config.patch_size or image_token_id"
+        )
     if tile // patch % scale:
         raise UserError(
             f"{folder}/config.json: {tile // patch} patches a side cannot be grouped by scale_factor {scale}"

@@ -29,6 +29,10 @@ _WHOLE = {
     "embeddings": r"model\.text_model\.embed_tokens",
 }
 
+# An adapter file's names for the one adapter of token table and output layer, transposed in the second.
+_TABLE, _OUTPUT = "base_model.model.model.text_model.embed_tokens.lora_embedding_", "base_model.model.lm_head.lora_"
+_TIED = ((f"{_TABLE}A", f"{_OUTPUT}B.weight"), (f"{_TABLE}B", f"{_OUTPUT}A.weight"))
+
 # Largest difference of two logits between adapter-on-base and merged, both float32, as a share of the logits' standard
 # deviation. See MERGE_NOISE in tests/pipeline/model/test_lora.py for the measurement behind it.
 MERGE_TOLERANCE = 1e-3
@@ -92,6 +96,7 @@ def merge(base: Path, adapter: Path, out: Path, tiling: Tiling, geometry: Vision
     """
     from peft import PeftModel
 
+    _check_tied(adapter)
     tokenizer = load_tokenizer(base)
     inputs = _probe(tokenizer, geometry)
     before = _logits(load_model(base), inputs)
@@ -102,6 +107,19 @@ def merge(base: Path, adapter: Path, out: Path, tiling: Tiling, geometry: Vision
     return check_merge(before, with_adapter, merged)
 
 
+def _check_tied(adapter: Path) -> None:
+    """Raise CheckFailed where the adapters of token table and output layer came apart: loading would keep only one."""
+    from safetensors.torch import load_file
+
+    weights = load_file(adapter / "adapter_model.safetensors")
+    for table, output in _TIED:
+        if table in weights and output in weights and not torch.equal(weights[table], weights[output].T):
+            raise CheckFailed(
+                f"{adapter} holds two different adapters for the token table and the output layer, which are one"
+                " tensor: train again with train.embeddings 'frozen' or 'full'"
+            )
+
+
 def unload(adapted: Any) -> Any:
     """The plain model of a PEFT model, adapters merged into its weights.
 
@@ -109,9 +127,11 @@ def unload(adapted: Any) -> Any:
     the one tensor they share. They are parted for the merge and tied again.
     """
     output = adapted.get_output_embeddings()
+    tied = adapted.config.tie_word_embeddings
     if hasattr(output, "base_layer"):
         output.base_layer.weight = torch.nn.Parameter(output.base_layer.weight.detach().clone())
     merged = adapted.merge_and_unload()
+    merged.config.tie_word_embeddings = tied  # PEFT takes an adapted table for untied
     merged.tie_weights()
     return merged
 

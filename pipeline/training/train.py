@@ -196,7 +196,8 @@ def train(
     scratch, logs = folder / "checkpoints", folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     set_seed(seed)  # the adapter's first values
-    peft_model = attach(model, settings)
+    # To its device first: PEFT ties the adapters of token table and output by shared memory, which a move would part.
+    peft_model = attach(model.to("cuda" if torch.cuda.is_available() else "cpu"), settings)
     resume = checkpoints.last_complete(scratch)
     log = logs / "log.jsonl"
     _drop_after(log, int(resume.name.removeprefix("checkpoint-")) if resume else -1)
