@@ -4,6 +4,7 @@ runs/<recipe>/parity/  hf.results.jsonl  llamacpp.results.jsonl  verdict.json
 runs/<recipe>/evaluation/  the reference side's scores
 """
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -142,16 +143,23 @@ def answer_all(
             advance(done, len(samples), "")
 
 
+def _validation_records(dataset: Path) -> list[dict[str, str]]:
+    """As the file has them; they were checked before the first side ran."""
+    records: list[dict[str, str]] = json.loads((dataset / "val.json").read_text(encoding="utf-8"))
+    return records
+
+
 def run(build: Build, fed_order: Literal["rgb", "bgr"] | None = None) -> Verdict:
     """Do the whole job and write ``verdict.json``. ``fed_order``: see :func:`run_side`, for the llama.cpp side."""
     _ = build.export
     reference = read_results(run_side(build, "hf"))
     candidate = read_results(run_side(build, "llamacpp", fed_order))
     contract = build.recipe.contract
+    paths = {record["image_id"]: record["image_path"] for record in _validation_records(build.dataset_folder)}
     answers = [
         Answer(
             image_id=row.image_id,
-            image_path=f"images/{row.image_id}.png",
+            image_path=paths[row.image_id],
             truth=row.truth,
             label=row.label,
             text=row.text,

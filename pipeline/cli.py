@@ -115,9 +115,10 @@ def run_app(command: typer.Typer) -> None:
     except CheckFailed as error:
         typer.echo(f"failed: {error}", err=True)
         sys.exit(EXIT_FAIL)
-    except KeyboardInterrupt:
-        typer.echo("interrupted: run the same command again to go on", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as stopped:
+        if stopped.code == EXIT_INTERRUPTED:  # typer's own answer to KeyboardInterrupt, without a word
+            typer.echo("interrupted: run the same command again to go on", err=True)
+        raise
 
 
 def main() -> None:

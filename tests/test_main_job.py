@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -352,6 +353,27 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(place: Path, arguments: tuple
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words), result.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(place: Path, sent: signal.Signals) -> None:
+    command_line = [BIN / "parity", "run", "small.yaml", "--runs", f"stopped-{sent.name}"]
+    with subprocess.Popen(command_line, stderr=subprocess.PIPE, text=True, cwd=place) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.send_signal(sent)
+        said = process.stderr.read()
+    assert first.startswith("dataset")
+    assert process.returncode == 130
+    assert said.endswith("interrupted: run the same command again to go on\n")
+    assert "Traceback" not in said
+
+
+def test_errors_are_listed_with_pictures_that_exist(run: Path) -> None:
+    evaluation = json.loads((run / "evaluation" / "validation_results.json").read_text())
+    wrong = evaluation["n"] - evaluation["correct"]
+    assert len(evaluation["errors"]) == wrong > 0
+    assert all((run / "dataset" / error["image_path"]).is_file() for error in evaluation["errors"])
 
 
 def test_two_runs_in_one_folder_are_kept_apart(place: Path) -> None:

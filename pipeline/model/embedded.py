@@ -160,8 +160,10 @@ def _load_language_half(model: Any) -> None:
     with torch.no_grad():
         embeddings = tensors["token_embd.weight"]
         text.embed_tokens.weight[: len(embeddings)] = embeddings
-        # The table's own spread, so that an added token is neither louder nor quieter than a real one.
-        text.embed_tokens.weight[len(embeddings) :] *= embeddings.std() / config.initializer_range
+        # Around the table's mean with the table's spread, so that an added token is neither louder nor quieter than a
+        # real one: around zero, 128 of them outvote the right word now and then.
+        mean, added = embeddings.mean(0), text.embed_tokens.weight[len(embeddings) :]
+        added.mul_((embeddings - mean).std() / config.initializer_range).add_(mean)
         text.norm.weight.copy_(tensors["output_norm.weight"])
         for index, layer in enumerate(text.layers):
             part = {key: tensors[f"blk.{index}.{key}.weight"] for key in ("attn_norm", "ffn_norm")}

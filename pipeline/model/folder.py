@@ -101,14 +101,23 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_model(folder: Path, dtype: str = "float32") -> Any:
-    """The folder's model in evaluation mode, on the CPU, in a torch dtype given by name."""
+    """The folder's model in evaluation mode, on the CPU, in a torch dtype given by name.
+
+    Raises UserError where files are missing or damaged, or weights are missing (transformers would make them up).
+    """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
     try:
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype))
-    except (OSError, ValueError) as error:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder} has no usable model: {str(error).splitlines()[0]}") from None
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{folder} has no usable model: {len(missing)} weights are missing, such as {missing[0]}")
     return model.eval()
 
 

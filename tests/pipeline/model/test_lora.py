@@ -18,13 +18,17 @@ from pipeline.model.folder import load_model, load_tokenizer, read_geometry
 from pipeline.model.lora import MERGE_TOLERANCE, MergeReport, attach, check_merge, merge, unload
 from pipeline.recipe import TrainSettings
 
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore::UserWarning:peft\.", "ignore:.is_gradient_checkpointing:FutureWarning"
+)
+
 PARTS = ("text", "vision", "connector", "embeddings")
 COMBINATIONS = [states for states in itertools.product(("frozen", "lora", "full"), repeat=4) if "lora" in states]
 
-MERGE_NOISE = 6e-6
-"""Largest difference of merged from adapter-on-base, in standard deviations of the logits, that was measured: over the
-combinations below on the small model (6e-6) and over the recipes below on ``embedded:tiny`` (5e-6). A single adapted
-matrix that is left out changes the same models by 0.01 and more, so the tolerance has room on both sides."""
+MERGE_NOISE = 7e-6
+"""Largest difference of merged from adapter-on-base that was measured, in deviations of the logits: 5.9e-6 over the 65
+combinations on the small model below, 6.7e-6 over four of them on ``embedded:tiny``, 6.8e-6 on the model that
+configs/tiny.yaml trains. One adapted matrix that is left out of the merge changes the small model's by 0.9 or more."""
 
 # The linear layers of the small model, part by part, as its architecture has them.
 LINEAR = {
