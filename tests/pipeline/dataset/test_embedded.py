@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.contract import Contract, ImageContract
-from pipeline.dataset.embedded import make_embedded, photo
+from pipeline.dataset.embedded import DIFFICULTY, make_embedded, photo
 from pipeline.dataset.records import Record, load_rgb, read_dataset
 from pipeline.errors import UserError
 from pipeline.files import sha256_bytes
@@ -47,7 +47,7 @@ def test_a_dataset_is_made_and_reads_back(tmp_path: Path, contract: Contract) ->
     assert {record.element for record in made.val} == set(contract.labels)
     assert load_rgb(made.folder, made.train[0]).shape == (32, 32, 3)
     source = json.loads((tmp_path / "d/metadata.json").read_text())["source"]
-    assert source == {"kind": "embedded", "n_per_class": 10, "seed": 3, "difficulty": 0.3}
+    assert source == {"kind": "embedded", "n_per_class": 10, "seed": 3, "difficulty": DIFFICULTY}
 
 
 def test_the_seed_decides_and_more_photos_change_no_earlier_one(tmp_path: Path, contract: Contract) -> None:
