@@ -120,10 +120,9 @@ def _picture_ids(tiling: Tiling, tokens_per_tile: int, token_id: dict[str, int])
     return [*ids, fake, overview, *picture, fake]
 
 
-def _marker_ids(tokenizer: Any, tiling: Tiling) -> dict[str, int]:
+def _marker_ids(tokenizer: Any, vocabulary: dict[str, int], tiling: Tiling) -> dict[str, int]:
     names = ["<image>", "<fake_token_around_image>", "<global-img>"]
     names += [f"<row_{r}_col_{c}>" for r in range(1, tiling.grid + 1) for c in range(1, tiling.grid + 1)]
-    vocabulary = tokenizer.get_vocab()
     missing = [name for name in names if name not in vocabulary]
     if missing:
         raise UserError(f"the tokenizer lacks the picture token {missing[0]}: this is not a SmolVLM tokenizer")
@@ -158,7 +157,8 @@ def make_encoder(contract: Contract, tokenizer: Any, geometry: VisionGeometry) -
     Raises UserError where the prompt holds the model's own picture token, a label does not survive tokenizing, or
     image + prompt + answer tokens do not fit the contract's context window.
     """
-    token_id = _marker_ids(tokenizer, contract.tiling)
+    vocabulary = tokenizer.get_vocab()
+    token_id = _marker_ids(tokenizer, vocabulary, contract.tiling)
     before, after = contract.prompt_parts
     if "<image>" in before + after:
         raise UserError(
@@ -174,7 +174,6 @@ def make_encoder(contract: Contract, tokenizer: Any, geometry: VisionGeometry) -
     ]
     n_image = geometry.tokens_per_tile * contract.tiling.n_tiles
     contract.check_budget(n_image, len(prompt) - n_image)
-    vocabulary = tokenizer.get_vocab()
     levels = np.arange(256, dtype=np.float64)
     # HF's two steps, each rounded to float32: image * (1 / 255), then (image - mean) / std.
     rescaled = (levels * (1 / 255)).astype(np.float32)

@@ -66,8 +66,8 @@ def export_pair(model: Path, folder: Path, text_type: TextType, mmproj_type: Mmp
 
 
 @cache
-def read_gguf(path: Path) -> Any:
-    """A GGUF of this session; the package takes a second for the 150,000 strings and numbers of a vocabulary."""
+def opened(path: Path) -> Any:
+    """The reader of a GGUF of this session, which is opened once."""
     return load_gguf().GGUFReader(path)  # type: ignore[attr-defined]
 
 
@@ -83,7 +83,7 @@ def rewrite(
     tensor ``drop``, or with the tensor ``as_f16`` stored as F16."""
     keys, change = keys or {}, change or {}
     gguf: Any = load_gguf()
-    reader = read_gguf(source)
+    reader = opened(source)
     writer = gguf.GGUFWriter(target, arch=reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name == "general.architecture":
