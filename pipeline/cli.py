@@ -103,9 +103,6 @@ def run_app(command: typer.Typer) -> None:
     signal.signal(signal.SIGTERM, stop)
     # Read by Hugging Face libraries when they are first imported: their bars would cut through ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Read by OpenMP when torch and llama.cpp load it. Waiting threads spin by default, and where another program wants
-    # the cores too that slows both sides down ten times and more.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         command(standalone_mode=True)

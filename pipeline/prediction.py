@@ -30,9 +30,13 @@ class Prediction:
 
 def top_logits(logits: npt.NDArray[np.float32]) -> tuple[tuple[int, float], ...]:
     """The :data:`TOP_LOGITS` greatest of a [vocabulary] vector; equal logits in the order of their ids."""
-    least = np.partition(logits, -TOP_LOGITS)[-TOP_LOGITS]  # sorting all 49,280 would cost more than the prompt does
-    candidates = np.flatnonzero(logits >= least)
-    order = candidates[np.argsort(-logits[candidates], kind="stable")][:TOP_LOGITS]
+    negated = -logits
+    count = min(TOP_LOGITS, len(logits))
+    last = np.partition(negated, count - 1)[count - 1]
+    # Only what can be among them is sorted: all 49,280 take 3.6 ms, half as long as the tiny model needs for an image.
+    # "Not greater" keeps NaN, which sorts last.
+    candidates = np.flatnonzero(~(negated > last))
+    order = candidates[np.argsort(negated[candidates], kind="stable")[:count]]
     return tuple((int(index), float(logits[index])) for index in order)
 
 

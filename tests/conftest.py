@@ -14,7 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from models import Pair
 
-# As the command lines set it (pipeline/cli.py), before anything loads OpenMP.
+# Read when OpenMP is loaded. Waiting threads spin by default, which is faster on idle cores and many times slower where
+# something else wants them; the tests must not depend on that.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 NO_REASON = ("", "Skipped", "unconditional skip")  # as pytest words it, after its prefix
