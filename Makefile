@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 .PHONY: help
 help: ## list the jobs
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
 
 .PHONY: setup
 setup: ## set up .venv and compile llama.cpp (8 minutes the first time; options: SETUP="--torch cpu|cuda")
@@ -24,6 +24,22 @@ environment:
 parity: environment ## the main job, photos to verdict (RECIPE=configs/photos.yaml PHOTOS=folder SET="train.epochs=1")
 	@$(BIN)/parity run $(RECIPE) $(if $(PHOTOS),--set "dataset.path=$(PHOTOS)") $(foreach s,$(SET),--set "$(s)")
 
+.PHONY: verify
+verify: given-bundle $(if $(PUBLIC_KEY),environment) ## check a bundle, without any set-up (BUNDLE=runs/tiny/bundle; with its signature: PUBLIC_KEY=key.pub)
+	@$(if $(PUBLIC_KEY),$(BIN)/pipeline verify "$(BUNDLE)" --public-key "$(PUBLIC_KEY)",$(PYTHON) -m pipeline.verify "$(BUNDLE)")
+
+.PHONY: sign
+sign: given-bundle given-key environment ## check a bundle and sign it (BUNDLE=runs/tiny/bundle KEY=key.pem)
+	@$(BIN)/pipeline sign "$(BUNDLE)" --key "$(KEY)"
+
+.PHONY: given-bundle
+given-bundle:
+	@$(if $(BUNDLE),:,echo "error: say which bundle, as in BUNDLE=runs/tiny/bundle" >&2; exit 2)
+
+.PHONY: given-key
+given-key:
+	@$(if $(KEY),:,echo "error: say which private key, as in KEY=key.pem" >&2; exit 2)
+
 .PHONY: test
 test: environment ## run the tests (some of them: TESTS="tests/test_letterbox.py -k exif")
 	@$(BIN)/pytest $(TESTS)
@@ -33,6 +49,48 @@ lint: environment ## check format, style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+# Images. These need an engine and Python 3.9 or later, and no environment. Options are read from the environment:
+# BASE= BUILDER= TORCH_VARIANT= WHEELS= TORCH_INDEX_URL= CA= DEBIAN_MIRROR=, and for runs NETWORK= KEYS= KEYS_FILE= MODEL=
+export BASE BUILDER TORCH_VARIANT WHEELS TORCH_INDEX_URL CA DEBIAN_MIRROR BASE_IMAGE NETWORK KEYS KEYS_FILE MODEL
+export PHOTOS RECIPE
+CONTAINERS = @$(PYTHON) -m pipeline.containers
+
+.PHONY: docker-build
+docker-build: ## build the images train, parity and artifacts (20 minutes on 2 cores the first time; TORCH_VARIANT=cuda)
+	$(CONTAINERS) build $(STAGES)
+
+.PHONY: docker-train
+docker-train: ## photos to bundle in a container (RECIPE= PHOTOS= SET= as for parity; NETWORK=bridge KEYS=HF_TOKEN)
+	$(CONTAINERS) train $(foreach s,$(SET),--set "$(s)")
+
+.PHONY: docker-parity
+docker-parity: ## the main job, photos to verdict, in a container (same options)
+	$(CONTAINERS) parity $(foreach s,$(SET),--set "$(s)")
+
+.PHONY: docker-shell
+docker-shell: ## a shell in the image, with the same folders and as few rights
+	$(CONTAINERS) shell
+
+.PHONY: docker-repro
+docker-repro: environment ## build twice from nothing and train three times; dist/repro.json says what differed
+	$(CONTAINERS) repro $(REPRO) $(foreach s,$(SET),--set "$(s)")
+
+.PHONY: docker-artifacts
+docker-artifacts: ## copy llama.cpp for x86-64 and for phones, and each image's SBOM, to dist/
+	$(CONTAINERS) artifacts
+
+.PHONY: docker-lock
+docker-lock: ## write docker/versions.env, docker/debian/*.lock and the Dockerfile's pins again
+	$(CONTAINERS) lock
+
+.PHONY: docker-clean
+docker-clean: ## remove this project's images and containers
+	$(CONTAINERS) clean
+
+.PHONY: test-docker
+test-docker: environment ## test the images with the real engine (after docker-build)
+	@$(BIN)/pytest tests/docker $(TESTS)
 
 .PHONY: bench
 bench: tools ## compare speeds with Pillow, llama-mtmd-cli and llama-server

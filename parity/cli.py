@@ -98,3 +98,7 @@ def judge(
 def main() -> None:
     """Entry point of ``parity``."""
     run_app(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """The main job: build the bundle, run both sides over the validation images, judge.
 
-runs/<recipe>/parity/  hf.results.jsonl  llamacpp.results.jsonl  verdict.json
+runs/<recipe>/parity/  hf.results.jsonl  llamacpp.results.jsonl  verdict.json  model.cdx.json
 runs/<recipe>/evaluation/  the reference side's scores
 """
 
@@ -18,8 +18,9 @@ from parity.verdict import Verdict, judge, write_verdict
 from pipeline.build import Build
 from pipeline.contract import Contract
 from pipeline.evaluation import Answer, evaluate, write_evaluation
-from pipeline.export.bundle import mmproj_name, text_name
-from pipeline.files import sha256_file
+from pipeline.export.bundle import MANIFEST, mmproj_name, text_name
+from pipeline.export.mlbom import Metric, model_bom
+from pipeline.files import sha256_file, write_json
 from pipeline.progress import Reporter
 from pipeline.provenance import code_digest, machine, versions
 from pipeline.stages import Stage
@@ -150,7 +151,10 @@ def _validation_records(dataset: Path) -> list[dict[str, str]]:
 
 
 def run(build: Build, fed_order: Literal["rgb", "bgr"] | None = None) -> Verdict:
-    """Do the whole job and write ``verdict.json``. ``fed_order``: see :func:`run_side`, for the llama.cpp side."""
+    """Do the whole job; write ``verdict.json`` and the bill of materials ``model.cdx.json``.
+
+    ``fed_order``: see :func:`run_side`, for the llama.cpp side.
+    """
     _ = build.export
     reference = read_results(run_side(build, "hf"))
     candidate = read_results(run_side(build, "llamacpp", fed_order))
@@ -169,4 +173,36 @@ def run(build: Build, fed_order: Literal["rgb", "bgr"] | None = None) -> Verdict
     write_evaluation(evaluate(answers, contract.labels), build.root / "evaluation")
     verdict = judge(reference, candidate, contract, [letterbox_gate()])
     write_verdict(verdict, build.root / "parity" / "verdict.json")
+    write_json(build.root / "parity" / "model.cdx.json", _bill_of_materials(build, verdict))
     return verdict
+
+
+def _bill_of_materials(build: Build, verdict: Verdict) -> dict[str, Any]:
+    manifest = json.loads((build.bundle_folder / MANIFEST).read_text(encoding="utf-8"))
+    config = json.loads((build.merged_folder / "config.json").read_text(encoding="utf-8"))
+    return model_bom(
+        manifest,
+        family=config["model_type"],
+        architecture=config["architectures"][0],
+        dataset_sha256=verdict.reference_header.dataset_sha256,
+        metrics=_metrics(verdict),
+        properties={
+            "verdict": verdict.status,
+            "validation_images": str(verdict.n),
+            "margin_points": f"{verdict.difference.margin_points:g}",
+            "fed": str(verdict.candidate_header.runtime["fed"]),
+        },
+    )
+
+
+def _metrics(verdict: Verdict) -> list[Metric]:
+    """Accuracy and recalls of both sides, then their difference as a fraction."""
+    found = []
+    for side in (verdict.reference, verdict.candidate):
+        found.append(Metric("accuracy", side.side, side.accuracy, side.accuracy_low, side.accuracy_high))
+        found += [Metric("recall", f"{side.side}, {score.label}", score.recall) for score in side.per_class
+                  if score.support]  # fmt: skip
+    gap = verdict.difference
+    where = f"{verdict.candidate.side} minus {verdict.reference.side}"
+    found.append(Metric("accuracy difference", where, gap.points / 100, gap.low / 100, gap.high / 100))
+    return found

@@ -37,6 +37,8 @@ class Build:
     threads: int
     held: IO[str] | None = None
     """The open file that keeps other runs out of ``root``."""
+    image: dict[str, str] | None = None
+    """The container image that this runs in; recorded, and nothing depends on it."""
 
     @property
     def dataset_folder(self) -> Path:
@@ -194,6 +196,8 @@ class Build:
     @cached_property
     def export(self) -> str:
         """Write the bundle: the GGUF pair, checked, with the contract and a manifest."""
+        from pipeline.export.bundle import bundle_names
+
         inputs = {"merged": self.merge, "adapter": self.train, "base": self.base, "dataset": self.dataset}
         depends = inputs | {
             "settings": self.recipe.export.model_dump(mode="json"),
@@ -201,14 +205,16 @@ class Build:
             "contract": self.recipe.contract.digest,
             "versions": versions(),
         }
-        return Stage("export", depends, (*_COMMON, "pipeline/export", "pipeline/model/folder.py"), ("bundle",)).run(
+        # File by file: a signature that is added to the bundle is no reason to make it again.
+        outputs = tuple(f"bundle/{name}" for name in bundle_names(self.recipe))
+        return Stage("export", depends, (*_COMMON, "pipeline/export", "pipeline/model/folder.py"), outputs).run(
             self.root, lambda: self._export(inputs), self.reporter.say
         )
 
     def _export(self, inputs: dict[str, Any]) -> str:
         from pipeline.export.bundle import mmproj_name, text_name, write_bundle
 
-        write_bundle(self.merged_folder, self.bundle_folder, self.recipe, inputs, self.threads)
+        write_bundle(self.merged_folder, self.bundle_folder, self.recipe, inputs, self.threads, self.image)
         sizes = [(self.bundle_folder / name(self.recipe)).stat().st_size / 1e6 for name in (text_name, mmproj_name)]
         return f"{text_name(self.recipe)} {sizes[0]:.1f} MB + mmproj {sizes[1]:.1f} MB, re-opened and checked"
 

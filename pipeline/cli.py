@@ -1,5 +1,6 @@
 """The command ``pipeline``: photos -> bundle, the whole way or one stage alone. Thin: parses, calls, prints."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +30,27 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 RUNS = Path("runs")
 
 
+def container_image() -> dict[str, str] | None:
+    """The container image that this runs in, as what started the container says in PARITY_IMAGE; None elsewhere."""
+    stated = os.environ.get("PARITY_IMAGE")
+    if not stated:
+        return None
+    try:
+        image = json.loads(stated)
+    except ValueError:
+        image = None
+    if (
+        not isinstance(image, dict)
+        or image.keys() != {"content_digest", "id", "name"}
+        or not all(isinstance(value, str) for value in image.values())
+    ):
+        raise UserError(
+            f"the environment variable PARITY_IMAGE is {stated!r}, not a JSON object with the texts content_digest, id"
+            " and name: unset it, or start the container with the project's own runner"
+        )
+    return image
+
+
 def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: bool) -> "Build":
     """The run of a recipe file, ready to start."""
     from rich.console import Console
@@ -38,10 +60,11 @@ def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: b
     from pipeline.progress import Reporter
     from pipeline.recipe import load_recipe
 
+    image = container_image()
     loaded = load_recipe(recipe, tuple(assignments or ()))
     root = runs / loaded.name
     threads = loaded.contract.runtime.threads(os.cpu_count() or 1)
-    return Build(loaded, root, Reporter(Console(stderr=True), quiet), threads, lock(root))
+    return Build(loaded, root, Reporter(Console(stderr=True), quiet), threads, lock(root), image)
 
 
 def _stage(name: str, text: str) -> None:
@@ -64,6 +87,35 @@ def evaluate(recipe: RecipePath, assignments: Assignments = None, runs: Runs = R
 
     build = open_build(recipe, assignments, runs, quiet)
     typer.echo(evaluation_text(build.evaluate()), nl=False)
+
+
+Bundle = Annotated[Path, typer.Argument(help="A bundle's folder, such as runs/tiny/bundle.", show_default=False)]
+
+
+@app.command(help="Check a bundle: every file against its manifest, the contract's digest in all, and the signature.")
+def verify(
+    bundle: Bundle,
+    public_key: Annotated[Path | None, typer.Option(help="PEM file; the bundle must be signed by its owner.")] = None,
+) -> None:
+    from pipeline.verify import report, verify_bundle
+
+    lines = verify_bundle(bundle)
+    if public_key:
+        from pipeline.signing import verify_signature
+
+        lines.append(verify_signature(bundle, public_key))
+    typer.echo(report(bundle, lines))
+
+
+@app.command(help="Check a bundle and sign it: writes model.sig into it.")
+def sign(
+    bundle: Bundle,
+    key: Annotated[Path, typer.Option(help="PEM file with an elliptic-curve private key.", show_default=False)],
+) -> None:
+    from pipeline.signing import sign_bundle
+
+    sign_bundle(bundle, key)
+    typer.echo(f"{bundle / 'model.sig'}: signs every other file of the bundle")
 
 
 @app.command(help="Letterbox one photo exactly as the phone does and save it as PNG.")

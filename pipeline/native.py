@@ -96,7 +96,7 @@ def run(
 ) -> str:
     """Run ``command`` in ``folder``; every line goes to the log and, through ``progress``, to the console.
 
-    Returns the output. Raises Failed with it. ``handle`` is kept open in the child.
+    Returns the output. Raises Failed with it. ``handle``, if not negative, is kept open in the child.
     """
     console.log.parent.mkdir(parents=True, exist_ok=True)
     lines: queue.Queue[str | None] = queue.Queue()
@@ -105,8 +105,9 @@ def run(
     with open(console.log, "a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(command)}\n")
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, text=True, errors="replace", pass_fds=(handle,),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0,
+            command, cwd=folder, env=environment, text=True, errors="replace", start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            pass_fds=(handle,) if handle >= 0 else (),
         )  # fmt: skip
 
         assert process.stdout

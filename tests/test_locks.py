@@ -25,10 +25,10 @@ def direct_pins() -> dict[str, str]:
         *(line for extra in settings["optional-dependencies"].values() for line in extra),
     ]
     pins = dict(line.split("==") for line in lines)
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+    return {re.sub(r"[-_.]+", "-", name.partition("[")[0]).lower(): version for name, version in pins.items()}
 
 
-@pytest.mark.parametrize("lock", ["cpu.txt", "cuda.txt", "smollm2.txt"])
+@pytest.mark.parametrize("lock", ["cpu.txt", "cuda.txt", "train-cpu.txt", "train-cuda.txt", "build.txt", "smollm2.txt"])
 def test_every_entry_has_hashes_and_no_address(lock):
     text = (ROOT / "locks" / lock).read_text()
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
@@ -70,3 +70,19 @@ def test_the_build_backend_is_the_locked_one():
 
 def test_gguf_comes_from_the_archive_and_not_from_the_index():
     assert "gguf" not in read_lock(ROOT / "locks" / "cpu.txt")
+
+
+@pytest.mark.parametrize(
+    ("part", "whole"), [("train-cpu.txt", "cpu.txt"), ("train-cuda.txt", "cuda.txt"), ("build.txt", "cpu.txt")]
+)
+def test_the_images_have_the_packages_of_the_environment_to_the_hash(part, whole):
+    some, every = read_lock(ROOT / "locks" / part), read_lock(ROOT / "locks" / whole)
+    assert {name: every[name].text for name in some} == {name: pin.text for name, pin in some.items()}
+    assert len(some) < len(every)
+
+
+def test_the_training_image_has_what_the_project_imports_and_no_tools():
+    there = read_lock(ROOT / "locks" / "train-cpu.txt")
+    dependencies = {re.split(r"==|\[", line)[0] for line in project()["project"]["dependencies"]}
+    assert dependencies <= set(there)
+    assert not {"pytest", "mypy", "ruff", "uv", "cmake", "ninja", "model-signing"} & set(there)

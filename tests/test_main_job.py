@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from PIL import Image
 
 import pipeline.letterbox as letterbox_module
@@ -27,6 +29,7 @@ from pipeline.letterbox import letterbox
 from pipeline.model.embedded import build_tokenizer
 from pipeline.model.folder import load_model, load_tokenizer, read_geometry, write_model_folder
 from pipeline.progress import Reporter
+from pipeline.verify import verify_bundle
 
 ROOT = Path(__file__).parent.parent
 RECIPE = """
@@ -102,8 +105,10 @@ def test_a_second_run_does_nothing_and_says_the_same(place: Path, run: Path) -> 
         run / "parity" / "hf.results.jsonl",
     ]
     before = [path.stat().st_mtime_ns for path in made]
+    bill = (run / "parity" / "model.cdx.json").read_bytes()
     result = command("parity", "run", "small.yaml", cwd=place)
     assert result.returncode == 0
+    assert (run / "parity" / "model.cdx.json").read_bytes() == bill
     stages = ["dataset", "base", "train", "merge", "export", "hf", "llamacpp"]
     lines = {line.split()[0]: line for line in result.stderr.splitlines()}
     assert all("unchanged" in lines[stage] for stage in stages), result.stderr
@@ -143,6 +148,64 @@ def test_an_interrupted_side_goes_on_where_it_stopped(place: Path) -> None:
     again = path.read_bytes().splitlines(keepends=True)
     assert again[:11] == kept, "finished rows, their timings too, are kept"
     assert len(again) == len(lines)
+
+
+def test_the_bill_of_materials_says_what_was_measured(run: Path) -> None:
+    text = (run / "parity" / "model.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    model = json.loads(text)["metadata"]["component"]
+    verdict = json.loads((run / "parity" / "verdict.json").read_text())
+    manifest = json.loads((run / "bundle" / "manifest.json").read_text())
+    files = {part["name"]: part["hashes"][0]["content"] for part in model["components"]}
+    assert files == {name: sha256 for name, sha256 in manifest["outputs"].items() if name.endswith(".gguf")}
+    metrics = {
+        (item["type"], item["slice"]): item for item in model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    }
+    for side in ("reference", "candidate"):
+        found = metrics["accuracy", verdict[side]["side"]]
+        assert float(found["value"]) == pytest.approx(verdict[side]["accuracy"], abs=1e-4)
+        interval = [float(found["confidenceInterval"][end]) for end in ("lowerBound", "upperBound")]
+        assert interval == pytest.approx([verdict[side]["accuracy_low"], verdict[side]["accuracy_high"]], abs=1e-4)
+        for score in verdict[side]["per_class"]:
+            recall = metrics["recall", f"{verdict[side]['side']}, {score['label']}"]
+            assert float(recall["value"]) == pytest.approx(score["recall"], abs=1e-4)
+    gap = metrics["accuracy difference", "llamacpp minus hf"]
+    assert float(gap["value"]) == pytest.approx(verdict["difference"]["points"] / 100, abs=1e-4)
+    stated = {item["name"]: item["value"] for item in model["properties"]}
+    assert (stated["parity:verdict"], stated["parity:fed"]) == ("PASS", "rgb")
+    assert stated["parity:validation_images"] == str(verdict["n"])
+    assert model["modelCard"]["modelParameters"]["architectureFamily"] == "idefics3"
+
+
+def test_a_signature_and_an_image_are_no_reason_to_make_a_bundle_again(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(place / "runs" / "small", tmp_path / "runs" / "small")
+    bundle = tmp_path / "runs" / "small" / "bundle"
+    export = ("pipeline", "export", place / "small.yaml")
+    (bundle / "model.sig").write_text("signed")
+    image = {"content_digest": "2" * 64, "id": "sha256:3", "name": "parity-train"}
+    monkeypatch.setenv("PARITY_IMAGE", json.dumps(image))
+    result = command(*export, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "unchanged" in result.stderr.splitlines()[-1]
+    assert (bundle / "model.sig").read_text() == "signed"
+    assert json.loads((bundle / "manifest.json").read_text())["image"] is None, "it was made outside a container"
+    (bundle / "contract.json").unlink()
+    result = command(*export, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert not (bundle / "model.sig").exists(), "what was signed is gone"
+    assert json.loads((bundle / "manifest.json").read_text())["image"] == image
+    verify_bundle(bundle)
+
+
+@pytest.mark.parametrize("stated", ["{", "[]", '{"id": "x"}', '{"content_digest": 1, "id": "x", "name": "y"}'])
+def test_an_image_that_is_not_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: str) -> None:
+    monkeypatch.setenv("PARITY_IMAGE", stated)
+    result = command("parity", "run", ROOT / "configs" / "tiny.yaml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: the environment variable PARITY_IMAGE is ")
+    assert not (tmp_path / "runs").exists()
 
 
 def write_hub_like(folder: Path) -> None:

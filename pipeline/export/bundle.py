@@ -27,10 +27,23 @@ def mmproj_name(recipe: Recipe) -> str:
     return f"mmproj-{recipe.export.name}-{recipe.export.mmproj_type}.gguf"
 
 
-def write_bundle(merged: Path, out: Path, recipe: Recipe, inputs: dict[str, Any], threads: int) -> None:
+def bundle_names(recipe: Recipe) -> tuple[str, ...]:
+    """File names of all that an export writes."""
+    return text_name(recipe), mmproj_name(recipe), CONTRACT, MANIFEST
+
+
+def write_bundle(
+    merged: Path,
+    out: Path,
+    recipe: Recipe,
+    inputs: dict[str, Any],
+    threads: int,
+    image: dict[str, str] | None = None,
+) -> None:
     """Export ``merged`` as the bundle folder ``out``, replacing what is there once the new one is whole and checked.
 
-    ``inputs`` are the digests of all that went in; they stand in the manifest. Raises CheckFailed.
+    ``inputs`` are the digests of all that went in, ``image`` is the container image that this runs in; both stand in
+    the manifest. Raises CheckFailed.
     """
     export, contract = recipe.export, recipe.contract
     added: Metadata = {KEY_CONTRACT: contract.digest, KEY_RECIPE: recipe.name}
@@ -54,5 +67,6 @@ def write_bundle(merged: Path, out: Path, recipe: Recipe, inputs: dict[str, Any]
             "versions": versions(),
             "machine": machine(),
             "threads": threads,
+            "image": image,
         }
         write_json(folder / MANIFEST, manifest)
