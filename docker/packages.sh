@@ -23,6 +23,9 @@ pip install --no-deps --no-compile --require-hashes --only-binary :all: -r /tmp/
 PATH=/opt/build/bin:$PATH /opt/build/bin/pip wheel --no-deps --no-build-isolation --no-index \
     --config-settings cmake.define.LLAMA_BUILD=OFF --wheel-dir /tmp/bindings /src
 pip install --no-deps --no-compile --no-index /tmp/bindings/*.whl
+# 200 MB that only someone who compiles against torch, or tests it, would use.
+rm -rf /opt/venv/lib/python3.11/site-packages/torch/test /opt/venv/lib/python3.11/site-packages/torch/bin \
+    /opt/venv/lib/python3.11/site-packages/torch/include
 # pip notes the path that it installed from, which says nothing about what was installed.
 find /opt/venv -name direct_url.json -delete
 PYTHONHASHSEED=0 /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || true

@@ -61,15 +61,8 @@ def reproduce(given: argparse.Namespace) -> int:
     """``repro``: build and train again and compare."""
     from pipeline.containers.repro import reproduce as work
 
-    return work(
-        ROOT,
-        find_engine(given.builder),
-        _options(given),
-        Console(folder(ROOT) / "build.log"),
-        given.what,
-        given.reuse,
-        given.set,
-    )
+    console, engine = Console(folder(ROOT) / "build.log"), find_engine(given.builder)
+    return work(ROOT, engine, _options(given), console, given.what, given.stages, given.reuse, given.set)
 
 
 def clean(given: argparse.Namespace) -> int:
@@ -119,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     job.set_defaults(work=copy_artifacts)
     job = jobs.add_parser("repro", parents=[building], help="build and train again and compare")
     job.add_argument("--what", default="all", choices=["all", "images", "training"], help="what to compare")
+    job.add_argument("--stages", nargs="*", default=[], help="stages to compare (default: all that matter)")
     job.add_argument("--reuse", action="store_true", help="let the builder's cache be the first of the two builds")
     job.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
     job.set_defaults(work=reproduce)

@@ -34,24 +34,28 @@ RUN_STAGES = ("dataset", "base", "lora_adapter", "merged", "bundle")
 SHOWN = 20  # differing paths on the screen; all of them are in the file
 
 
-def _trees(root: Path, engine: Engine, options: Options, console: Console, tag: str) -> tuple[dict[str, Tree], float]:
-    """Build every stage under ``tag``; (content of each, seconds)."""
+def _trees(
+    root: Path, engine: Engine, options: Options, console: Console, stages: Sequence[str], tag: str
+) -> tuple[dict[str, Tree], float]:
+    """Build ``stages`` under ``tag``; (content of each, seconds)."""
     start = time.monotonic()
-    built = build(root, engine, STAGES, options, console, tag)
+    built = build(root, engine, stages, options, console, tag)
     seconds = time.monotonic() - start
     console.step(f"reading {len(built)} images of round {tag}")
     return {image.stage: image_tree([engine.client], image.name) for image in built}, seconds
 
 
-def compare_images(root: Path, engine: Engine, options: Options, console: Console, reuse: bool) -> dict[str, Any]:
-    """Build twice, compare. ``reuse``: what the cache has, from an earlier build, is the first of the two."""
+def compare_images(
+    root: Path, engine: Engine, options: Options, console: Console, wanted: Sequence[str], reuse: bool
+) -> dict[str, Any]:
+    """Build the stages ``wanted`` twice, compare. ``reuse``: what the builder's cache has is the first of the two."""
     rounds = {}
     for tag, fresh in (("repro-1", not reuse), ("repro-2", True)):
         console.step(f"round {tag}: {'every stage from nothing' if fresh else 'from the cache, where there is one'}")
-        rounds[tag] = _trees(root, engine, replace(options, fresh=fresh), console, tag)
+        rounds[tag] = _trees(root, engine, replace(options, fresh=fresh), console, wanted, tag)
     (first, first_seconds), (second, second_seconds) = rounds.values()
     stages = {}
-    for stage in STAGES:
+    for stage in wanted:
         differing = differences(first[stage], second[stage])
         stages[stage] = {
             "first": content_digest(first[stage]),
@@ -63,7 +67,7 @@ def compare_images(root: Path, engine: Engine, options: Options, console: Consol
         console.step(f"{stage}: {'the same' if not differing else f'{len(differing)} paths differ'}")
         for line in differing[:SHOWN]:
             print(f"         {line}")
-    engine.run("rmi", *(f"{NAME}/{stage}:{tag}" for tag in rounds for stage in STAGES))
+    engine.run("rmi", *(f"{NAME}/{stage}:{tag}" for tag in rounds for stage in wanted))
     return {
         "seconds": {"first": None if reuse else round(first_seconds), "second": round(second_seconds)},
         "first_from_cache": reuse,
@@ -158,7 +162,7 @@ def compare_trainings(
             if run_job(root, engine, "train", run):
                 raise UserError("training in the container failed: see above")
         seconds[name] = round(time.monotonic() - start)
-    runs = {name: next(path for path in (place / name).iterdir() if path.is_dir()) for name in seconds}
+    runs = {name: next(path for path in (place / name).iterdir() if not path.name.startswith(".")) for name in seconds}
     ggufs = {
         name: {path.name: sha256_file(path) for path in sorted((run / "bundle").glob("*.gguf"))}
         for name, run in runs.items()
@@ -190,8 +194,16 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def reproduce(root: Path, engine: Engine, options: Options, console: Console, what: str, reuse: bool,
-              assignments: Sequence[str]) -> int:  # fmt: skip
+def reproduce(
+    root: Path,
+    engine: Engine,
+    options: Options,
+    console: Console,
+    what: str,
+    stages: Sequence[str],
+    reuse: bool,
+    assignments: Sequence[str],
+) -> int:
     """Compare images (``what``: all, images, training); writes ``dist/repro.json``; exit code 1 where bytes differ.
 
     A host that differs from the containers is reported, measured, and no failure: its Python and llama.cpp are its own.
@@ -200,7 +212,7 @@ def reproduce(root: Path, engine: Engine, options: Options, console: Console, wh
     result: dict[str, Any] = {"schema_version": 1, "engine": str(engine), "python": sys.version.split()[0]}
     result["cores"] = os.cpu_count()
     if what in ("all", "images"):
-        result["images"] = compare_images(root, engine, options, console, reuse)
+        result["images"] = compare_images(root, engine, options, console, stages or STAGES, reuse)
         write_json(path, result)
     if what in ("all", "training"):
         result["training"] = compare_trainings(root, engine, options, console, assignments)

@@ -72,9 +72,7 @@ def image_digest(root: Path, engine: Engine, image: str) -> str:
 
 
 def _rootless(engine: Engine) -> bool:
-    return "rootless" in engine.run("info", "--format", "{{.SecurityOptions}} {{.Host.Security.Rootless}}").stdout or (
-        "rootless" in engine.run("info", "--format", "{{.SecurityOptions}}").stdout
-    )
+    return "rootless" in engine.run("info", "--format", "{{.SecurityOptions}}").stdout
 
 
 def user_options(engine: Engine) -> tuple[list[str], tuple[int, int] | None]:
@@ -183,15 +181,15 @@ def container_command(
     command = [
         engine.client, "run", "--rm", "--init", "--name", name, "--stop-timeout", str(STOP_SECONDS),
         "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", *user,
-        "--network", options.network or "none", "--tmpfs", "/tmp:rw,exec,mode=1777",
+        "--network", options.network or "none", "--tmpfs", "/tmp:rw,mode=1777",
         "--mount", f"type=bind,src={runs},dst=/work/runs", *mounts, *secrets,
         "--env", f"PARITY_IMAGE={json.dumps(about, sort_keys=True)}",
     ]  # fmt: skip
+    # A model from the hub is kept beside the results, where a later run without a network finds it.
+    command += ["--env", "HF_HOME=/work/runs/.huggingface"]
     if not options.network:
-        command += [
-            "--env",
-            "HF_HUB_OFFLINE=1",
-        ]  # else the hub's client would ask a network that is not there, and again
+        # Else the hub's client would ask a network that is not there, again and again.
+        command += ["--env", "HF_HUB_OFFLINE=1"]
     for variable in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "TERM", "NO_COLOR"):
         if variable in os.environ:
             command += ["--env", variable]

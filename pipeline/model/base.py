@@ -32,8 +32,8 @@ def base_folder(settings: BaseSettings, made: Path) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"base.model {settings.model!r} cannot be fetched from the hub ({reason}): check the name and the network,"
-            " or download it elsewhere and give its folder"
+            f"base.model {settings.model!r} cannot be fetched from the hub ({reason}): check the name and the network"
+            " (in a container: NETWORK=bridge), or download it elsewhere and give its folder"
         ) from None
 
 
