@@ -33,7 +33,7 @@ def write_artifacts(root: Path, engine: Engine, torch: str, console: Console) ->
     for stage, name in names.items():
         tree = image_tree([engine.client], name, keep=KEEP)
         digest = content_digest(tree)
-        size = int(engine.ask("image", "inspect", "--format", "{{.Size}}", name))
+        size = engine.image_size(name)
         labels = engine.ask(
             "image", "inspect", "--format", "{{range $k, $v := .Config.Labels}}{{$k}}={{$v}}\n{{end}}", name
         )

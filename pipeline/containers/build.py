@@ -287,7 +287,8 @@ def build(
             run(console, command, _progress, {**os.environ, **engine.environment}, root, -1)
         except Failed as failed:
             raise UserError(_explain(failed.output, console.log)) from None
-        size = int(engine.ask("image", "inspect", "--format", "{{.Size}}", name)) if engine.builder != "buildah" else 0
+        size = engine.image_size(name)
         built.append(Built(stage, name, engine.image_id(name) or "", size, time.monotonic() - start))
-        console.step(f"{stage}: {size / 1e6:.0f} MB, {built[-1].id[:19]} ({built[-1].seconds:.0f} s)")
+        megabytes = f"{size / 1e6:.0f} MB, " if size else ""
+        console.step(f"{stage}: {megabytes}{built[-1].id[:19]} ({built[-1].seconds:.0f} s)")
     return built

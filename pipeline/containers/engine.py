@@ -52,8 +52,15 @@ class Engine:
 
     def image_id(self, name: str) -> str | None:
         """``sha256:...`` of a local image, or None where there is none of that name."""
-        answer = self.run(*(["image"] if self.builder != "buildah" else []), "inspect", "--format", "{{.Id}}", name)
-        return answer.stdout.strip() or None if not answer.returncode else None
+        if self.builder == "buildah":
+            answer = self.run("inspect", "--type", "image", "--format", "sha256:{{.FromImageID}}", name)
+        else:
+            answer = self.run("image", "inspect", "--format", "{{.Id}}", name)
+        return (answer.stdout.strip() or None) if answer.returncode == 0 else None
+
+    def image_size(self, name: str) -> int:
+        """Bytes of a local image with all its layers; buildah does not tell, which is 0 here."""
+        return 0 if self.builder == "buildah" else int(self.ask("image", "inspect", "--format", "{{.Size}}", name))
 
     def build_command(self, file: Path, target: str, tag: str, arguments: Mapping[str, str]) -> list[str]:
         """The command that builds stage ``target`` of ``file`` from the current folder."""

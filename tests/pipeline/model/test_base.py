@@ -299,4 +299,6 @@ def test_a_hub_that_cannot_be_had_is_told_in_one_sentence(tmp_path: Path, name: 
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
     (message,) = result.stdout.splitlines()
     assert message.startswith(f"base.model {name!r} cannot be fetched from the hub (")
-    assert message.endswith("check the name and the network (in a container: NETWORK=bridge), or download it elsewhere and give its folder")
+    assert message.endswith(
+        "check the name and the network (in a container: NETWORK=bridge), or download it elsewhere and give its folder"
+    )
