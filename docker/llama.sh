@@ -17,7 +17,8 @@ esac
 # Programs and libraries find each other wherever the folder is copied to.
 # shellcheck disable=SC2016,SC2086  # the linker reads $ORIGIN; one argument a flag
 cmake -G Ninja -S /src/vendor/llama.cpp -B /build $LLAMA_FLAGS $flags \
-    -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON '-DCMAKE_INSTALL_RPATH=$ORIGIN;$ORIGIN/../lib'
+    -DLLAMA_BUILD_NUMBER=0 "-DLLAMA_BUILD_COMMIT=$LLAMA_CPP_COMMIT" -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON \
+    '-DCMAKE_INSTALL_RPATH=$ORIGIN;$ORIGIN/../lib'
 # shellcheck disable=SC2086
 cmake --build /build --target $programs
 mkdir -p "$target/bin"
