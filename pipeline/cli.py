@@ -1,5 +1,6 @@
 """The command ``pipeline``: photos -> bundle, the whole way or one stage alone. Thin: parses, calls, prints."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -140,6 +141,16 @@ def letterbox(
     )
 
 
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether an exception, or what caused it, is a full disk; each library that writes has its own way to say so."""
+    said = ("No space left on device", "PytorchStreamWriter failed writing file")  # safetensors; torch.save
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(text in str(error) for text in said):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def run_app(command: typer.Typer) -> None:
     """Run a command line; a user's mistake prints one sentence, never a traceback. Exit codes: ``pipeline.errors``."""
     import signal
@@ -164,6 +175,11 @@ def run_app(command: typer.Typer) -> None:
     except CheckFailed as error:
         typer.echo(f"failed: {error}", err=True)
         sys.exit(EXIT_FAIL)
+    except Exception as error:
+        if not _disk_full(error):
+            raise
+        typer.echo("error: the disk is full: free some space and run the same command again to go on", err=True)
+        sys.exit(EXIT_USAGE)
     except SystemExit as stopped:
         if stopped.code == EXIT_INTERRUPTED:  # typer's own answer to KeyboardInterrupt, without a word
             typer.echo("interrupted: run the same command again to go on", err=True)
