@@ -10,13 +10,13 @@ names=$(sed 's/#.*//' "$list.txt")
 missing=$(for name in $names; do dpkg-query -W -f '${db:Status-Abbrev}' "$name" 2>/dev/null | grep -q '^ii' || echo "$name"; done)
 if [ -n "$missing" ]; then
     sources=/etc/apt/sources.list.d/debian.sources
-    if [ -n "${DEBIAN_MIRROR:-}" ]; then
-        rm -f "$sources"
-        echo "deb $DEBIAN_MIRROR bookworm main" > /etc/apt/sources.list
-    elif [ -f "$sources" ]; then
+    if [ -f "$sources" ]; then
         # Debian's own images name, in a comment above each address, the snapshot that they were made from.
-        grep -q '^# http' "$sources" || { echo "error: $sources names no snapshot: give DEBIAN_MIRROR" >&2; exit 2; }
+        grep -q '^# http' "$sources" || { echo "error: $sources of the base image names no snapshot" >&2; exit 2; }
         sed -i -e '/^URIs:/d' -e 's/^# http/URIs: http/' "$sources"
+        [ -z "${DEBIAN_MIRROR:-}" ] || sed -i "s|^URIs: .*/archive/debian/.*|URIs: $DEBIAN_MIRROR|" "$sources"
+    elif [ -n "${DEBIAN_MIRROR:-}" ]; then
+        echo "deb $DEBIAN_MIRROR bookworm main" > /etc/apt/sources.list
     else
         echo "error: this base image has no Debian archive set up: give DEBIAN_MIRROR" >&2
         exit 2

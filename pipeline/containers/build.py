@@ -209,7 +209,8 @@ def base_arguments(
 
 
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, env={**os.environ, "TZ": "UTC"}, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
@@ -240,7 +241,9 @@ def _explain(output: str, log: Path) -> str:
     said = re.findall(r"(?:^|\s)error: ([a-zA-Z/].*[^\n])", output)
     pip_said = re.search(r"DO NOT MATCH THE HASHES", output)
     if said and not pip_said:
-        return f"{said[0].strip()} (all of the output in {log})"
+        named = re.findall(r"\S+(?=: FAILED)|(?<=No matching distribution found for )\S+", output)
+        sentence = said[0].strip().replace("named above", ", ".join(named) or "named above")
+        return f"{sentence} (all of the output in {log})"
     if pip_said:  # the engine puts its own prefix before each line of pip's
         return explain(re.sub(r"(?m)^#\d+ [\d.]+ ", "", output), "building the images", log)
     return f"the engine could not build the image: {last_line(output)} (all of the output in {log})"

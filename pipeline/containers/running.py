@@ -120,6 +120,10 @@ def read_keys(options: RunOptions) -> dict[str, str]:
     for name in options.keys:
         if name not in os.environ:
             raise UserError(f"KEYS names {name}, which is not set here: `export {name}=...` first, or use KEYS_FILE")
+        if "\n" in os.environ[name]:
+            raise UserError(
+                f"the value of {name} has more than one line, which KEYS cannot hand in: give a key of one line"
+            )
         keys[name] = os.environ[name]
     return keys
 

@@ -205,7 +205,9 @@ def test_debootstrap_is_for_root(
 def test_a_tool_that_fails_says_why_and_leaves_nothing(project: Path, programs: Path, tmp_path: Path) -> None:
     program(programs, "mmdebstrap", "echo 'I: running'; echo 'E: no such archive' >&2; echo 'I: cleaning up'; exit 25")
     target = tmp_path / "made" / "base.tar"
-    with pytest.raises(UserError, match=re.escape("mmdebstrap could not make the base image from http://mirror: E: no")):
+    with pytest.raises(
+        UserError, match=re.escape("mmdebstrap could not make the base image from http://mirror: E: no")
+    ):
         make_base(project, target, "http://mirror", EPOCH)
     assert list(target.parent.iterdir()) == []
 
