@@ -17,6 +17,7 @@ from typing import NoReturn
 MANIFEST = Path("/opt/llama.cpp/manifest.json")
 CPUINFO = Path("/proc/cpuinfo")
 RUNS = Path("/work/runs")
+MOUNTS = Path("/proc/self/mountinfo")
 KEYS = Path("/run/secrets/keys")
 EXIT_USAGE = 2
 COMMANDS = {"pipeline": "pipeline.cli", "parity": "parity.cli"}
@@ -49,14 +50,14 @@ def check_processor() -> None:
 
 def check_runs() -> None:
     """Results go to a folder of the host's, which the container's user must be allowed to write."""
+    mounted = {line.split()[4] for line in MOUNTS.read_text(encoding="utf-8").splitlines()}
+    if not mounted & {str(RUNS), str(RUNS.parent)}:  # else the results would go with the container
+        fail(f"no folder is mounted at {RUNS} for the results: add --mount type=bind,src=$PWD/runs,dst={RUNS}")
     try:
         with tempfile.TemporaryFile(dir=RUNS) as file:
             file.write(b"x" * 4096)
             file.flush()
     except OSError as error:
-        mounted = os.path.ismount(RUNS)
-        if not mounted:
-            fail(f"no folder is mounted at {RUNS} for the results: add --mount type=bind,src=$PWD/runs,dst={RUNS}")
         if error.errno == 28:  # ENOSPC
             fail(f"the disk under {RUNS} is full: free some space and run the same command again")
         owner = RUNS.stat().st_uid

@@ -171,6 +171,25 @@ def test_the_first_build_needs_an_older_python_than_the_project() -> None:
     assert len(names) > 12
 
 
+def run_pytest(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_tests_that_need_an_engine_are_not_among_the_others() -> None:
+    others = [f"--ignore={path}" for path in (ROOT / "tests").iterdir() if path.name not in ("docker", "conftest.py")]
+    assert run_pytest("--collect-only", "tests", *others).returncode == 5, "no tests collected"
+    assert run_pytest("--collect-only", "tests/docker", *others).returncode == 0
+
+
+def test_the_tests_that_need_an_engine_fail_with_one_sentence_where_none_answers() -> None:
+    done = run_pytest("tests/docker", DOCKER_HOST="tcp://localhost:1")
+    assert done.returncode == 2
+    assert "no container engine answers" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 # ---- the entry point -------------------------------------------------------------------------------------------------
 
 CPUINFO = (
@@ -188,7 +207,13 @@ def entrypoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec.loader.exec_module(module)
     (tmp_path / "manifest.json").write_text(json.dumps({"requires": ["avx", "avx2"]}))
     (tmp_path / "cpuinfo").write_text(CPUINFO)
-    for name, file in {"MANIFEST": "manifest.json", "CPUINFO": "cpuinfo", "KEYS": "keys", "RUNS": "runs"}.items():
+    for name, file in {
+        "MANIFEST": "manifest.json",
+        "CPUINFO": "cpuinfo",
+        "KEYS": "keys",
+        "RUNS": "runs",
+        "MOUNTS": "mounts",
+    }.items():
         monkeypatch.setattr(module, name, tmp_path / file)
     return module
 
@@ -215,6 +240,20 @@ def test_an_old_processor_is_told_what_it_lacks(
         entrypoint.check_processor()
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("error: this processor lacks avx2, which")
+
+
+@pytest.mark.parametrize(("mounted", "good"), [("runs", True), ("", True), ("other", False), ("runs2", False)])
+def test_results_need_a_mounted_folder(entrypoint: ModuleType, tmp_path: Path, mounted: str, good: bool) -> None:
+    (tmp_path / "runs").mkdir()
+    place = tmp_path / mounted if mounted else tmp_path
+    lines = f"25 1 0:23 / / rw - overlay overlay rw\n26 25 8:1 /x {place} rw - ext4 /dev/sda rw\n"
+    (tmp_path / "mounts").write_text(lines)
+    if good:
+        entrypoint.check_runs()
+        assert list((tmp_path / "runs").iterdir()) == []
+    else:
+        with pytest.raises(SystemExit):
+            entrypoint.check_runs()
 
 
 def test_keys_become_variables(entrypoint: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
