@@ -27,10 +27,10 @@ pip install --no-deps --no-compile --no-index /tmp/bindings/*.whl
 torch=/opt/venv/lib/python3.11/site-packages/torch
 rm -rf "$torch/test" "$torch/include"
 find "$torch/bin" -type f ! -name torch_shm_manager -delete
-PYTHONDONTWRITEBYTECODE=1 /opt/venv/bin/python -c 'import torch, transformers, peft, sklearn, matplotlib'
+/opt/venv/bin/python -c 'import torch, transformers, peft, sklearn, matplotlib'
 # pip notes the path that it installed from, which says nothing about what was installed.
 find /opt/venv -name direct_url.json -delete
-PYTHONHASHSEED=0 /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || true # some packages ship templates
+PYTHONHASHSEED=0 /opt/venv/bin/python -m compileall -q -f -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || true # some packages ship templates
 
 release=$(/opt/venv/bin/python -c "from importlib.metadata import version; print('llama_cpp_python-' + version('llama-cpp-python'))")
 converter=/opt/converter/$release/vendor/llama.cpp

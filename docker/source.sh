@@ -7,7 +7,7 @@ archive=/inputs/wheels/$LLAMA_ARCHIVE
 [ ! -f "$archive" ] || check "$archive" "$LLAMA_ARCHIVE_SHA256" "$LLAMA_ARCHIVE"
 
 python3.11 -m venv /opt/build
-/opt/build/bin/pip install --no-deps --require-hashes --only-binary :all: -r /inputs/build.txt
+/opt/build/bin/pip install --no-deps --no-compile --require-hashes --only-binary :all: -r /inputs/build.txt
 
 if [ ! -f "$archive" ]; then
     archive=/tmp/$LLAMA_ARCHIVE
@@ -19,4 +19,6 @@ if [ ! -f "$archive" ]; then
 fi
 mkdir /src
 tar -xzf "$archive" -C /src --strip-components=1 --no-same-owner
+# The bytecode that venv made of its pip, with the clock of this build in it.
+find /opt/build -name __pycache__ -prune -exec rm -rf {} +
 rm -rf /tmp/*

@@ -1,13 +1,17 @@
 """Training in a container that is stopped in every way there is goes on from its last checkpoint, to the same bytes."""
 
+import contextlib
+import os
+import pty
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from images import SETTINGS, Running, container_name, end, interrupt, lines_until, start, wait_for
+from images import ROOT, SETTINGS, Running, container_name, end, interrupt, lines_until, start, wait_for
 
 import docker
 from pipeline.files import sha256_file
@@ -129,3 +133,26 @@ def test_the_end_is_the_same_to_the_byte(stopped: dict[str, Stopped], runs: Path
     logs = [(run / "logs" / "log.jsonl").read_text().splitlines()[:-1] for run in (runs / "tiny", trained.run)]
     assert len(logs[0]) > STEPS
     assert logs[0] == logs[1]
+
+
+def test_ctrl_c_in_a_terminal_is_heard_inside(client: docker.DockerClient, tmp_path: Path) -> None:
+    """There the engine's client hands the key on and not a signal; and the progress is a live bar."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pipeline.containers", "train", "--no-build", "--runs", str(tmp_path), *SETTINGS]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        said, pressed = b"", False
+        with contextlib.suppress(OSError):  # which is how a terminal ends
+            while True:
+                said += os.read(ours, 4096)
+                if b"\ndataset " in said and not pressed:
+                    os.write(ours, b"\x03")
+                    pressed = True
+        code = process.wait()
+    os.close(ours)
+    assert code == 130, said.decode()
+    assert said.rstrip().endswith(b"interrupted: run the same command again to go on")
+    assert b"images/s" in said
+    assert b"Traceback" not in said
