@@ -31,6 +31,8 @@ from pipeline.native import Console
 STAGES = ("base", "llamacpp", "llamacpp-arm64", "python", "train", "parity", "artifacts")
 RUN_STAGES = ("dataset", "base", "lora_adapter", "merged", "bundle")
 """Folders of a run in the order that they are made in."""
+NAMING_PLACES = ("manifest.json", "adapter_config.json")
+"""They say on which machine, or from which folder, the rest was made."""
 SHOWN = 20  # differing paths on the screen; all of them are in the file
 
 
@@ -77,10 +79,10 @@ def compare_images(
 
 
 def run_files(run: Path) -> dict[str, dict[str, str]]:
-    """Stage folder of a run -> relative path -> SHA-256. Manifests, which also say where and when, are left out."""
+    """Stage folder of a run -> relative path -> SHA-256, without the files of :data:`NAMING_PLACES`."""
     found = {}
     for stage in RUN_STAGES:
-        files = sorted(path for path in (run / stage).rglob("*") if path.is_file() and path.name != "manifest.json")
+        files = sorted(path for path in (run / stage).rglob("*") if path.is_file() and path.name not in NAMING_PLACES)
         found[stage] = {path.relative_to(run / stage).as_posix(): sha256_file(path) for path in files}
     return found
 

@@ -220,8 +220,12 @@ def train(
     if best is None or accuracy is None:
         raise RuntimeError("training ended without an evaluation")
     with atomic_folder(folder / "lora_adapter") as out:
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copy(scratch / f"checkpoint-{best}" / name, out / name)
+        kept = scratch / f"checkpoint-{best}"
+        shutil.copy(kept / "adapter_model.safetensors", out)
+        # PEFT writes a set of names, in another order in each process.
+        config = json.loads((kept / "adapter_config.json").read_text(encoding="utf-8"))
+        config["target_modules"] = sorted(config["target_modules"])
+        write_json(out / "adapter_config.json", config)
     result = {"best_step": best, "steps": trainer.state.global_step, "accuracy": accuracy}
     write_json(logs / "summary.json", result)
     shutil.rmtree(scratch)

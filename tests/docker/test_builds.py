@@ -3,6 +3,7 @@
 Each builds no more than the stages that it is about; what stands above them comes from the builder's cache.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -38,12 +39,16 @@ def make(project: Path, engine: Engine, client: docker.DockerClient) -> Iterator
         made.append((with_engine, built))
         return built
 
+    def unnamed() -> set[str]:
+        return {image.id for image in client.images.list(filters={"dangling": True})}
+
+    before = unnamed()
     yield work
     for with_engine, built in made:
         with_engine.run("rmi", built.name)
-    for image in client.images.list(filters={"dangling": True}):  # a tag that was given twice names the second alone
-        if image.id in {built.id for _, built in made}:
-            client.images.remove(image.id)
+    for left in unnamed() - before:  # the legacy builder's stages before the target
+        with contextlib.suppress(ImageNotFound):
+            client.images.remove(left)
 
 
 # ---- what stops a build ----------------------------------------------------------------------------------------------

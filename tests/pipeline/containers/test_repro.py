@@ -32,6 +32,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_equal_runs_are_the_same_whatever_the_manifest_says_of_the_place(pair):
     (pair[1] / "bundle" / "manifest.json").write_text("{}")
+    (pair[1] / "lora_adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
     assert compare_runs(*pair) == {"same": True}
 
 

@@ -58,6 +58,9 @@ def test_a_killed_run_resumes_to_the_same_weights(uninterrupted: Path, tmp_path:
     resumed = _train(tmp_path)
 
     assert resumed.returncode == 0, resumed.stderr
+    # Two processes, each with its own order of the sets that PEFT keeps; the folder of the base model is the same.
+    config = "lora_adapter/adapter_config.json"
+    assert (tmp_path / config).read_bytes() == (uninterrupted / config).read_bytes()
     steps = [int(line.split()[0]) for line in resumed.stdout.splitlines()]
     assert min(steps) > 5, "the first checkpoint was whole: its steps are not to be done again"
     assert _weights(tmp_path) == _weights(uninterrupted)
