@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_an_edit_of_source_makes_no_step_again_but_the_copies_of_the_code(
         pytest.skip("the legacy builder's log is another; it has the same cache")
     make("train")
     with open(project / "pipeline" / "errors.py", "a") as file:
-        file.write("# edited\n")
+        file.write(f"# {uuid.uuid4()}\n")  # an edit that no earlier run of this test has left in the cache
     make("train")
     steps = build_log_steps(folder(project) / "build.log")
     made = [title for title, ending in steps.items() if ending == "DONE" and "FROM" not in title]
