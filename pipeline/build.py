@@ -142,9 +142,13 @@ class Build:
         from pipeline.dataset.records import Record, load_rgb, read_dataset
         from pipeline.encoding import make_encoder
         from pipeline.model.folder import load_model, load_tokenizer, read_geometry
+        from pipeline.training.checkpoints import last_complete
         from pipeline.training.train import Example, train
 
         self._drop_stale_checkpoints(wanted)
+        left = last_complete(self.root / "checkpoints")
+        if left:
+            self.reporter.say("train", f"going on from step {left.name.removeprefix('checkpoint-')}")
         recipe = self.recipe
         dataset = read_dataset(self.dataset_folder, recipe.contract)
         tokenizer = load_tokenizer(self.base_folder)

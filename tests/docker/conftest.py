@@ -6,11 +6,11 @@ They are left out of `make test`. Without an engine, or without the images, they
 from collections.abc import Iterator
 from pathlib import Path
 
+import docker
 import pytest
 from docker.errors import DockerException
 from images import ROOT, SETTINGS, Running, build_inputs, copied_project, run, watch
 
-import docker
 from pipeline.containers.build import IMAGES, image_name
 from pipeline.containers.engine import Engine, find_engine
 from pipeline.errors import UserError

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import docker
 from docker.models.containers import Container
 
-import docker
 from pipeline.containers.base import find_mirror
 from pipeline.containers.build import folder, image_name
 from pipeline.containers.pins import read_pins

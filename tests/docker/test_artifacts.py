@@ -7,10 +7,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import docker
 import pytest
 from images import Running
 
-import docker
 from parity.results import read_results
 from pipeline.containers.build import image_name
 from pipeline.contract import Contract

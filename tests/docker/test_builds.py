@@ -13,11 +13,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import docker
 import pytest
 from docker.errors import ImageNotFound
 from images import build_log_steps, run
 
-import docker
 from pipeline.containers.base import find_mirror
 from pipeline.containers.build import NAME, Built, Options, _base_tag, build, folder
 from pipeline.containers.digest import content_digest, differences, image_tree

@@ -2,10 +2,10 @@
 
 import re
 
+import docker
 import pytest
 from images import exported_files
 
-import docker
 from pipeline.containers.build import IMAGES, image_name
 
 UNWANTED = re.compile(

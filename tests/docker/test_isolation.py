@@ -4,9 +4,9 @@ import os
 import re
 from pathlib import Path
 
+import docker
 from images import ROOT, Running, look
 
-import docker
 from pipeline.containers.build import image_name
 from pipeline.containers.running import ORDINARY
 

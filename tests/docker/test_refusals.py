@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 from docker.types import Mount
 from images import ROOT, SETTINGS, run_image
 
-import docker
 from pipeline.containers.build import image_name
 from pipeline.containers.running import ORDINARY
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import docker
 import pytest
 from images import ROOT, SETTINGS, Running, container_name, end, interrupt, lines_until, start, wait_for
 
-import docker
 from pipeline.files import sha256_file
 
 STEPS = 18
@@ -117,6 +117,7 @@ def test_each_start_goes_on_from_the_last_checkpoint(stopped: dict[str, Stopped]
     assert found[1:] == sorted(set(found[1:])), "each stop came after one more checkpoint"
     for way, training in stopped.items():
         assert min(training.made) == training.before + 2, f"{way}: the next checkpoint after the one that was found"
+        assert (f"going on from step {training.before}\n" in training.said) == (training.before > 0), training.said
     assert found[-1] < STEPS
 
 
@@ -126,6 +127,7 @@ def test_the_end_is_the_same_to_the_byte(stopped: dict[str, Stopped], runs: Path
     with start("train", "--no-build", "--runs", runs, *SETTINGS) as process:
         code, said = end(process)
     assert code == 0, said
+    assert f"going on from step {found}\n" in said
     names = ("bundle/Tiny-Element-Q8_0.gguf", "bundle/mmproj-Tiny-Element-Q8_0.gguf", "merged/model.safetensors")
     for name in names:
         assert sha256_file(runs / "tiny" / name) == sha256_file(trained.run / name), name

@@ -5,10 +5,10 @@ import os
 import subprocess
 from pathlib import Path
 
+import docker
 import pytest
 from images import ROOT, Running, run
 
-import docker
 from pipeline.containers.build import image_name
 from pipeline.containers.digest import content_digest, image_tree
 from pipeline.containers.engine import Engine
