@@ -219,10 +219,14 @@ def reproduce(
     if what in ("all", "training"):
         result["training"] = compare_trainings(root, engine, options, console, assignments)
     write_json(path, result)
-    host = result.get("training", {}).get("host", {"same": True})
-    if not host["same"]:
+    training = result.get("training")
+    if training and not training["host"]["same"]:
+        ggufs = training["gguf_sha256"]
+        equal = "the same" if ggufs["host"] == ggufs["container-1"] else "other"
+        parted = training["host"]
         console.step(
-            f"note: the host's training parts from the containers' at {host['first_difference']}: {host['weights']}"
+            f"note: the host's run differs first in {parted['first_difference']} ({', '.join(parted['files'])}"
+            f"{', ' + str(parted['weights']) if parted['weights'] else ''}); its GGUFs are {equal} bytes"
         )
     said = verdict(result)
     for sentence in said:
