@@ -7,12 +7,15 @@ from pathlib import Path
 
 from pipeline.bootstrap import read_lock
 from pipeline.containers.base import LOCK, find_mirror, make_base, package_names, read_packages
-from pipeline.containers.build import Options, build, folder
+from pipeline.containers.build import NAME, Options, build, folder
 from pipeline.containers.engine import Engine
 from pipeline.containers.pins import read_pins, write_pins
 from pipeline.errors import UserError
 from pipeline.files import sha256_file, write_text
 from pipeline.native import PYTHON_PACKAGE, Console
+
+_TAG = "lock"
+_BASE = f"{NAME}/base:{_TAG}"
 
 
 def _archive(root: Path) -> dict[str, str]:
@@ -39,9 +42,6 @@ def _compiler_lock(root: Path, engine: Engine, mirror: str) -> str:
     return "".join(f"{sha256}  {file}\n" for file, sha256 in sorted(found))
 
 
-_BASE = "android-vlm-parity/base:lock"
-
-
 def write_locks(root: Path, engine: Engine, options: Options, console: Console) -> list[str]:
     """Write ``docker/debian/*.lock``, ``versions.env`` and the Dockerfile's pins; returns the names that changed."""
     mirror = find_mirror(options.mirror)
@@ -52,7 +52,7 @@ def write_locks(root: Path, engine: Engine, options: Options, console: Console) 
     sha256 = sha256_file(tar)
     changed = write_pins(root, {"BOOTSTRAP_SHA256": sha256, **_archive(root)})
     tar.replace(folder(root) / f"base-{sha256[:12]}.tar")
-    build(root, engine, ["base"], Options(base="bootstrap", mirror=mirror, ca=options.ca), console, tag="lock")
+    build(root, engine, ["base"], Options(base="bootstrap", mirror=mirror, ca=options.ca), console, tag=_TAG)
     console.step("asking for the compilers' packages")
     write_text(root / "docker" / "debian" / "build.lock", _compiler_lock(root, engine, mirror))
     return sorted({*changed, *write_pins(root, {})})
