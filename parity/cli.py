@@ -1,16 +1,20 @@
 """The command ``parity``: run both sides, judge saved results. Thin: parses, calls, prints."""
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pipeline.cli import RUNS, Assignments, Quiet, RecipePath, Runs, open_build, run_app
 
+if TYPE_CHECKING:
+    from parity.judgement import Verdict
+
 app = typer.Typer(
     help="Prove that the GGUF under llama.cpp answers as the Hugging Face model does.",
-    epilog="Exit codes: 0 PASS, 1 FAIL, 2 bad input, 130 interrupted (run again to resume).",
+    epilog="Exit codes: 0 PASS, 1 FAIL, 2 bad input, 3 INCONCLUSIVE, 4 REFUSED, 130 interrupted (run again to resume).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,64 +39,174 @@ def _order(value: str | None) -> Literal["rgb", "bgr"] | None:
 
 @app.command(help="The main job: from a recipe to the verdict, doing only what is out of date.")
 def run(
-    recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False, feed: FedOrder = None
+    recipe: RecipePath,
+    assignments: Assignments = None,
+    runs: Runs = RUNS,
+    quiet: Quiet = False,
+    feed: FedOrder = None,
+    ladder: Annotated[
+        bool, typer.Option(help="Measure every stage of every image; without, one model at a time is in memory.")
+    ] = True,
+    baseline: Annotated[Path | None, typer.Option(help="Fail where this run is worse than this baseline.")] = None,
 ) -> None:
     from rich.console import Console
 
+    from parity.baseline import read_baseline
     from parity.run import run as run_job
     from parity.screen import print_verdict
 
     build = open_build(recipe, assignments, runs, quiet)
-    verdict = run_job(build, _order(feed))
+    verdict = run_job(build, _order(feed), ladder, read_baseline(baseline) if baseline else None)
     print_verdict(verdict, Console(soft_wrap=False))
-    build.reporter.say("verdict", f"{build.root / 'parity' / 'verdict.json'}")
+    build.reporter.say("report", f"{build.root / 'parity' / 'report.html'}")
     sys.exit(verdict.exit_code)
 
 
 @app.command(help="Run the Hugging Face side alone over the validation images.")
 def hf(recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
-    from parity.run import run_side
+    from parity.run import Run
 
-    typer.echo(run_side(open_build(recipe, assignments, runs, quiet), "hf"))
+    typer.echo(Run(open_build(recipe, assignments, runs, quiet)).side("hf"))
 
 
 @app.command(help="Run the llama.cpp side alone over the validation images.")
 def llamacpp(
     recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False, feed: FedOrder = None
 ) -> None:
-    from parity.run import run_side
+    from parity.run import Run
 
-    typer.echo(run_side(open_build(recipe, assignments, runs, quiet), "llamacpp", _order(feed)))
+    typer.echo(Run(open_build(recipe, assignments, runs, quiet), _order(feed)).side("llamacpp"))
 
 
-@app.command(help="Judge two saved results files; no model is loaded.")
+ContractFile = Annotated[
+    Path | None, typer.Option("--contract", help="Contract file, as in a bundle; the phone's by default.")
+]
+LadderFile = Annotated[
+    Path | None,
+    typer.Option("--ladder", help="Ladder of the two; by default ladder.jsonl beside REFERENCE, if theirs."),
+]
+
+
+@app.command(help="Judge saved results files; no model is loaded. Several candidates are several runs of one.")
 def judge(
     reference: Annotated[Path, typer.Argument(help="Results of the side that is right by definition (hf).")],
-    candidate: Annotated[Path, typer.Argument(help="Results of the side to judge.")],
-    contract: Annotated[
-        Path | None, typer.Option(help="Contract file, as in a bundle; the phone's by default.")
+    candidates: Annotated[list[Path], typer.Argument(help="Results of the side to judge, one file a run.")],
+    contract: ContractFile = None,
+    ladder: LadderFile = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Percentage points in place of the contract's gate.margin_points.")
+    ] = None,
+    noise_factor: Annotated[
+        float | None, typer.Option(help="Factor on the measured limits in place of gate.noise_factor.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Committed baseline: to be worse than it is a failure of its own.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write verdict.json here, too.")] = None,
 ) -> None:
     from rich.console import Console
 
+    from parity.baseline import read_baseline
     from parity.goldens import letterbox_gate
     from parity.results import read_results
     from parity.screen import print_verdict
-    from parity.verdict import judge as judge_results
-    from parity.verdict import write_verdict
-    from pipeline.contract import DEFAULT_CONTRACT, load_contract
+    from parity.verdict import find_ladder, judge_runs, write_verdict
+    from pipeline.contract import DEFAULT_CONTRACT, Gate, load_contract, validate
 
-    verdict = judge_results(
-        read_results(reference),
-        read_results(candidate),
-        load_contract(contract or DEFAULT_CONTRACT),
+    meant = load_contract(contract or DEFAULT_CONTRACT)
+    tried = {"margin_points": margin, "noise_factor": noise_factor}
+    changed = {key: value for key, value in tried.items() if value is not None}
+    ours = read_results(reference)
+    theirs = [(str(path), read_results(path)) for path in candidates]
+    verdict = judge_runs(
+        ours,
+        theirs,
+        meant,
         [letterbox_gate()],
+        find_ladder(ladder, reference, ours, [results for _, results in theirs]),
+        validate(Gate, meant.gate.model_dump() | changed, "the limits given"),
+        read_baseline(baseline) if baseline else None,
     )
     if out:
         write_verdict(verdict, out)
     print_verdict(verdict, Console())
     sys.exit(verdict.exit_code)
+
+
+@app.command(help="Compare two results files of any sides or runs. Exit code 1 where an answer differs.")
+def diff(
+    a: Annotated[Path, typer.Argument(help="Results, for example of the last release.")],
+    b: Annotated[Path, typer.Argument(help="Results, for example of this one.")],
+    out: Annotated[Path | None, typer.Option(help="Write the comparison here as JSON, too.")] = None,
+) -> None:
+    from rich.console import Console
+
+    from parity.diff import compare, print_comparison
+    from parity.results import read_results
+    from pipeline.files import write_json
+
+    found = compare(read_results(a), read_results(b), (str(a), str(b)))
+    if out:
+        write_json(out, found.model_dump(mode="json"))
+    print_comparison(found, Console())
+    sys.exit(found.exit_code)
+
+
+@app.command(help="Write a small baseline file to commit: `judge --baseline` then fails what got worse.")
+def baseline(
+    reference: Annotated[Path, typer.Argument(help="Results of the side that is right by definition (hf).")],
+    candidate: Annotated[Path, typer.Argument(help="Results of the side whose level is to be kept.")],
+    out: Annotated[Path, typer.Option(help="The file to write, for example baselines/tiny.json.")],
+    contract: ContractFile = None,
+    ladder: LadderFile = None,
+) -> None:
+    from parity.baseline import make_baseline, write_baseline
+    from parity.goldens import letterbox_gate
+    from parity.results import read_results
+    from parity.verdict import find_ladder
+    from parity.verdict import judge as judge_results
+    from pipeline.contract import DEFAULT_CONTRACT, load_contract
+
+    ours, theirs = read_results(reference), read_results(candidate)
+    walked = find_ladder(ladder, reference, ours, [theirs])
+    verdict = judge_results(ours, theirs, load_contract(contract or DEFAULT_CONTRACT), [letterbox_gate()], walked)
+    write_baseline(make_baseline(verdict, theirs), out)
+    typer.echo(
+        f"{out}: {theirs.header.side}, {verdict.candidate.accuracy:.2%} right of {verdict.n} images, {verdict.status}"
+    )
+
+
+@app.command(help="Make the reports of a run again from its saved files; no model is loaded.")
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="A run's folder, such as runs/tiny, or the parity folder in it.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write the page alone, here, and leave the folder as it is.")] = None,
+) -> None:
+    from parity.report import render_page, write_reports
+    from parity.report.saved import read_saved
+    from pipeline.files import write_text
+
+    saved = read_saved(folder)
+    parts = (saved.verdict, saved.reference, saved.candidate, saved.ladder, saved.image_of)
+    if out:
+        write_text(out, render_page(*parts))
+    else:
+        write_reports(*parts, saved.folder)
+    typer.echo(f"{out or saved.folder / 'report.html'}: {saved.verdict.status}, {saved.verdict.n} images")
+    tell_github(saved.verdict)
+
+
+def tell_github(verdict: "Verdict") -> None:
+    """Inside a GitHub workflow: print the verdict's annotations and append to the job's summary."""
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return
+    from parity.report.summary import annotations, summary
+
+    typer.echo(annotations(verdict), nl=False)
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(summary(verdict))
 
 
 def main() -> None:

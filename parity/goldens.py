@@ -7,7 +7,7 @@ sides what the phone would make of a photo; one that does not would compare two 
 import json
 from pathlib import Path
 
-from parity.gates import GateResult
+from parity.judgement import GateResult
 from pipeline.errors import UserError
 from pipeline.files import sha256_bytes
 from pipeline.letterbox import letterbox_file
@@ -31,10 +31,10 @@ def letterbox_gate(folder: Path = GOLDENS) -> GateResult:
             if sha256_bytes(result.image.tobytes()) != case["letterbox"]["rgb_sha256"]:
                 wrong.append(case["file"])
     if not wrong:
-        return GateResult(stage="letterbox", passed=True, detail=f"all {exact} of Android's own pictures reproduced")
+        return GateResult(stage="letterbox", status="green", detail=f"all {exact} of Android's own pictures reproduced")
     return GateResult(
         stage="letterbox",
-        passed=False,
+        status="red",
         detail=f"{len(wrong)} of {exact} of Android's own pictures differ, {wrong[0]} among them",
         cause="pipeline/letterbox.py, or the Pillow under it, no longer makes the phone's pixels",
         fix="install the locked packages with `make setup`; if they are, `make test TESTS=tests/pipeline` says more",

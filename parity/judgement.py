@@ -2,9 +2,9 @@
 
 Made by :mod:`parity.verdict`, shown by :mod:`parity.screen` and :mod:`parity.report`. Needs no model library.
 
-Invariants of a :class:`Verdict`, in this order: REFUSED exactly where the gate ``provenance`` is red; FAIL where another
-gate is red; INCONCLUSIVE where none is red and one is undecided; PASS otherwise. ``first_bad_stage`` is the first red
-gate, or the first undecided one. Every confusion matrix sums to ``n``.
+Invariants of a :class:`Verdict`, in this order: REFUSED exactly where the gate ``provenance`` is red; FAIL where
+another gate is red; INCONCLUSIVE where none is red and one is undecided; PASS otherwise. ``first_bad_stage`` is the
+first red gate, or the first undecided one. Every confusion matrix sums to ``n``.
 """
 
 from typing import Literal
@@ -73,6 +73,7 @@ class ClassScore(Frozen):
     recall_low: float
     """Lower end of Wilson's 95 % interval; 0 without support."""
     recall_high: float
+    """Upper end; 1 without support."""
     f1: float
 
 
@@ -118,8 +119,8 @@ class Difference(Frozen):
     p_inferior: float
     """One-sided p of "the candidate is worse by the margin or more" (Tango's score test): non-inferior below 0.025."""
     needed: int | None
-    """Images that would show non-inferiority at the discordance seen; null where no number would (the difference seen is
-    beyond the margin)."""
+    """Images that would show non-inferiority at the discordance seen; null where no number would (the candidate is
+    worse by the margin or more)."""
 
 
 class Flip(Frozen):

@@ -10,9 +10,10 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -40,7 +41,18 @@ class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class _Keyed(_Line):
+    """A line about one image."""
+
+    key: Hex
+    """The sample's content: SHA-256 of the decoded canvas, RGB bytes row by row."""
+    image_id: str
+    """For people; nothing is matched by it."""
+
+
 Line = TypeVar("Line", bound=_Line)
+Head = TypeVar("Head", bound=_Line)
+Item = TypeVar("Item", bound=_Keyed)
 
 
 class Header(_Line):
@@ -55,6 +67,8 @@ class Header(_Line):
     """:attr:`pipeline.dataset.records.Dataset.digest`"""
     model: dict[str, Hex]
     """Role -> SHA-256 of the file or folder used: ``model`` and ``mmproj`` for llama.cpp, ``merged`` for hf."""
+    weights_sha256: Hex | None = None
+    """Digest of the fine-tuned weights that this side's files were made from; null where unknown."""
     versions: dict[str, str]
     """Package -> version."""
     device: dict[str, str]
@@ -67,13 +81,9 @@ class Header(_Line):
     """(start, length) of each picture in :attr:`prompt_token_ids`, in order."""
 
 
-class Row(_Line):
+class Row(_Keyed):
     """What the side made of one image."""
 
-    key: Hex
-    """The sample's content: SHA-256 of the decoded canvas, RGB bytes row by row."""
-    image_id: str
-    """For people; nothing is matched by it."""
     rgb_sha256: Hex
     """SHA-256 of the bytes really given to the model."""
     truth: str
@@ -113,21 +123,22 @@ def read_results(path: Path) -> Results:
     Raises UserError: missing or unreadable file, not a results file, another schema version, a line that is not a row
     (with its number), a key that stands twice.
     """
-    return _read(path)[0]
+    return Results(*read_lines(path, Header, Row))
 
 
-class ResultsWriter:
-    """Appends rows to a results file; going on from an earlier run is the same call.
+class LinesWriter(Generic[Head, Item]):
+    """Appends rows to a file of one header line and one line an image; going on from an earlier run is the same call.
 
-    A file with an equal header keeps its rows (:attr:`rows` says which images need not run again); one with another
-    header, or with a line that cannot be read, starts anew. Use as a context manager.
+    A file with an equal header keeps its rows (:attr:`keys` says which images need not run again); one with another
+    header, or with a line that cannot be read, starts anew. Rows are not kept in memory. Use as a context manager.
 
-    Raises UserError where the path holds something that is not a results file, which is left alone.
+    Raises UserError where the path holds something that is not such a file, which is left alone.
     """
 
-    def __init__(self, path: Path, header: Header) -> None:
-        self.rows: dict[str, Row] = {}
-        """Key -> row of what is in the file."""
+    def __init__(self, path: Path, header: Head, row: type[Item]) -> None:
+        self._row = row
+        self.keys: set[str] = set()
+        """Of the rows in the file."""
         length = self._resume(path, header)
         if length is None:
             # The header arrives whole or not at all, so only a row can ever be torn.
@@ -137,30 +148,34 @@ class ResultsWriter:
         self._file = open(path, "ab")  # noqa: SIM115  (closed by close)
         self._synced = time.monotonic()
 
-    def _resume(self, path: Path, header: Header) -> int | None:
+    def _resume(self, path: Path, header: Head) -> int | None:
         """Bytes of the file to keep; None to start anew."""
         if not path.exists() or path.stat().st_size == 0:
             return None
-        _first_line(path)
+        first, _ = _first_line(path, type(header))
         try:
-            results, length = _read(path)
+            found, lines = _open_lines(path, type(header))
+            if found != header:
+                return None
+            length, keys = len(first), set()
+            for row, size in _rows(path, lines, self._row):
+                length += size
+                keys.add(row.key)
         except UserError:
             return None
-        if results.header != header:
-            return None
-        self.rows = results.rows
+        self.keys = keys
         return length
 
-    def append(self, row: Row) -> None:
+    def append(self, row: Item) -> None:
         """Write one row; it survives a killed process at once and a power cut after :data:`SYNC_SECONDS`.
 
         Raises ValueError where the key has a row already.
         """
-        if row.key in self.rows:
+        if row.key in self.keys:
             raise ValueError(f"image {row.image_id} ({row.key}) has a row already")
         self._file.write(_line(row))
         self._file.flush()
-        self.rows[row.key] = row
+        self.keys.add(row.key)
         if time.monotonic() - self._synced >= SYNC_SECONDS:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
@@ -179,45 +194,69 @@ class ResultsWriter:
         self.close()
 
 
+class ResultsWriter(LinesWriter[Header, Row]):
+    """One side's answers."""
+
+    def __init__(self, path: Path, header: Header) -> None:
+        super().__init__(path, header, Row)
+
+
 def _line(value: _Line) -> bytes:
     return value.model_dump_json().encode() + b"\n"
 
 
-def _first_line(path: Path) -> tuple[bytes, object]:
-    """(the line, its schema version) of a file that claims to hold results, or UserError."""
+def _first_line(path: Path, head: type[_Line]) -> tuple[bytes, object]:
+    """(the line, its schema version) of a file that claims to hold what ``head`` heads, or UserError."""
+    what, mark = ("results", "side") if head is Header else ("ladder", "kind")
     try:
         with open(path, "rb") as file:
             line = file.readline(1 << 20)
     except OSError as error:
-        raise UserError(f"results file {path} cannot be read: {error.strerror}; run that side first") from None
+        raise UserError(f"{what} file {path} cannot be read: {error.strerror}; run that side first") from None
     try:
         data: Any = json.loads(line)
     except ValueError:
         data = None
-    if not isinstance(data, dict) or not {"schema_version", "side"} <= data.keys() or not line.endswith(b"\n"):
-        raise UserError(f"{path} is not a results file (its first line is not a header): give another path")
+    if not isinstance(data, dict) or not {"schema_version", mark} <= data.keys() or not line.endswith(b"\n"):
+        raise UserError(f"{path} is not a {what} file (its first line is not a header): give another path")
     return line, data["schema_version"]
 
 
-def _read(path: Path) -> tuple[Results, int]:
-    """(results, length in bytes of the lines that are whole)."""
-    first, version = _first_line(path)
+def read_lines(path: Path, head: type[Head], item: type[Item]) -> tuple[Head, dict[str, Item]]:
+    """(header, key -> row in the order of the file). Raises UserError as :func:`read_results` does."""
+    header, lines = _open_lines(path, head)
+    return header, {row.key: row for row, _ in _rows(path, lines, item)}
+
+
+def _open_lines(path: Path, head: type[Head]) -> tuple[Head, Iterator[bytes]]:
+    """(header, the lines behind it that are whole)."""
+    first, version = _first_line(path, head)
     if version != 1:
         raise UserError(
             f"{path} was written with schema version {version}, and this program reads version 1: run that side again"
         )
-    header = _parse(Header, first, path, 1)
-    content = path.read_bytes()
-    length = content.rfind(b"\n") + 1
-    rows: dict[str, Row] = {}
-    for number, line in enumerate(content[len(first) : length].split(b"\n")[:-1], start=2):
-        row = _parse(Row, line, path, number)
-        if row.key in rows:
+
+    def lines() -> Iterator[bytes]:
+        with open(path, "rb") as file:
+            file.readline()
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield line
+
+    return _parse(head, first, path, 1), lines()
+
+
+def _rows(path: Path, lines: Iterable[bytes], item: type[Item]) -> Iterator[tuple[Item, int]]:
+    """(row, bytes of its line) one by one, each key once."""
+    seen: set[str] = set()
+    for number, line in enumerate(lines, start=2):
+        row = _parse(item, line[:-1], path, number)
+        if row.key in seen:
             raise UserError(
                 f"{path} line {number}: image {row.image_id} has a row already (key {row.key}): run that side again"
             )
-        rows[row.key] = row
-    return Results(header, rows), length
+        seen.add(row.key)
+        yield row, len(line)
 
 
 def _parse(model: type[Line], line: bytes, path: Path, number: int) -> Line:

@@ -1,180 +1,212 @@
-"""The main job: build the bundle, run both sides over the validation images, judge.
+"""The main job: build the bundle, run both sides over the validation images, judge, report.
 
-runs/<recipe>/parity/  hf.results.jsonl  llamacpp.results.jsonl  verdict.json  model.cdx.json
+runs/<recipe>/parity/  hf.results.jsonl  llamacpp.results.jsonl  ladder.jsonl  noise.json  worst/
+                       verdict.json  verdict.txt  report.html  junit.xml  summary.md  model.cdx.json
 runs/<recipe>/evaluation/  the reference side's scores
 """
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from parity.baseline import Baseline
 from parity.goldens import letterbox_gate
+from parity.judgement import Verdict
+from parity.lockstep import CANDIDATE, LADDER, REFERENCE, keep_worst, make_row, measure_floor, walk
 from parity.predictors import Predictor
-from parity.results import Header, ResultsWriter, Row, read_results
+from parity.results import ResultsWriter, read_results
 from parity.samples import Sample, load_samples
-from parity.verdict import Verdict, judge, write_verdict
+from parity.sides import CODE, OpenSide, SideName, open_hf, open_llamacpp
+from parity.stages import LadderHeader, NoiseFloor, read_ladder
+from parity.verdict import judge, write_verdict
 from pipeline.build import Build
-from pipeline.contract import Contract
+from pipeline.contract import Contract, validate
 from pipeline.evaluation import Answer, evaluate, write_evaluation
 from pipeline.export.bundle import MANIFEST, mmproj_name, text_name
 from pipeline.export.mlbom import Metric, model_bom
-from pipeline.files import sha256_file, write_json
+from pipeline.files import write_json
 from pipeline.progress import Reporter
-from pipeline.provenance import code_digest, machine, versions
+from pipeline.provenance import machine, versions
 from pipeline.stages import Stage
 
-SideName = Literal["hf", "llamacpp"]
-_SHARED = (
-    "pipeline/contract.py",
-    "pipeline/encoding.py",
-    "pipeline/prediction.py",
-    "pipeline/dataset/records.py",
-    "parity/run.py",
-    "parity/samples.py",
-    "parity/results.py",
-)
-# Rows that other code made are no part of a run: the digest of these files stands in the results' header, too.
-_CODE: dict[SideName, tuple[str, ...]] = {
-    "hf": (*_SHARED, "pipeline/inference.py", "parity/predictors/hf.py"),
-    "llamacpp": (*_SHARED, "parity/predictors/llamacpp.py"),
-}
+FOLDER = "parity"
+FILES: dict[SideName, str] = {"hf": REFERENCE, "llamacpp": CANDIDATE}
+Order = Literal["rgb", "bgr"]
 
 
-def results_path(build: Build, side: SideName) -> Path:
-    """Where a side's answers are kept."""
-    return build.root / "parity" / f"{side}.results.jsonl"
+@dataclass(frozen=True)
+class Run:
+    """One recipe's parity run."""
 
+    build: Build
+    fed_order: Order | None = None
+    """Overrides the contract's channel order in what llama.cpp is handed, and only there: it plays an app that does not
+    keep the contract."""
 
-def run_side(build: Build, side: SideName, fed_order: Literal["rgb", "bgr"] | None = None) -> Path:
-    """Run one side over the validation images, or go on where a killed run stopped; returns its results file.
+    @property
+    def contract(self) -> Contract:
+        """The recipe's."""
+        return self.build.recipe.contract
 
-    ``fed_order`` overrides the contract's channel order in what is handed to the model, and only there: it plays an app
-    that does not keep the contract.
-    """
-    contract = build.recipe.contract
-    order = fed_order or contract.image.channel_order
-    made = build.merge if side == "hf" else build.export
-    depends = {"model": made, "dataset": build.dataset, "contract": contract.digest, "fed": order} | {
-        "versions": versions(),
-        "machine": machine(),
-    }
-    stage = Stage(side, depends, _CODE[side], (f"parity/{side}.results.jsonl",))
-    fed = contract.model_copy(update={"image": contract.image.model_copy(update={"channel_order": order})})
-    stage.run(build.root, lambda: _answer(build, side, fed), build.reporter.say)
-    return results_path(build, side)
+    @property
+    def folder(self) -> Path:
+        """Where the answers, the ladder and the verdict are kept."""
+        return self.build.root / FOLDER
 
-
-def _open_side(build: Build, side: SideName, contract: Contract) -> tuple[AbstractContextManager[Any], dict[str, Any]]:
-    """(predictor, what the header says of its files and set-up)."""
-    from pipeline.encoding import make_encoder
-    from pipeline.model.folder import load_tokenizer, read_geometry
-
-    merged, bundle, recipe = build.merged_folder, build.bundle_folder, build.recipe
-    encoder = make_encoder(contract, load_tokenizer(merged), read_geometry(merged))
-    if side == "hf":
-        import torch
-
-        from parity.predictors.hf import hf_predictor
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        files = {path.name: sha256_file(path) for path in sorted(merged.glob("*.safetensors"))}
-        runtime: dict[str, Any] = {"dtype": "float32", "device": device, "n_threads": torch.get_num_threads()}
-        runtime["fed"] = contract.image.channel_order
-        return nullcontext(hf_predictor(merged, encoder, device)), {"model": files, "runtime": runtime}
-    from parity.predictors.llamacpp import LlamaCppPredictor
-
-    model, mmproj = bundle / text_name(recipe), bundle / mmproj_name(recipe)
-    predictor = LlamaCppPredictor(model, mmproj, encoder)
-    runtime = contract.runtime.model_dump(mode="json")
-    runtime |= {"n_threads": predictor.n_threads, "fed": contract.image.channel_order}
-    return predictor, {"model": {"model": sha256_file(model), "mmproj": sha256_file(mmproj)}, "runtime": runtime}
-
-
-def _answer(build: Build, side: SideName, fed: Contract) -> str:
-    samples, dataset_sha256 = load_samples(build.dataset_folder, build.recipe.contract)
-    opened, about = _open_side(build, side, fed)
-    with opened as predictor:
-        header = Header(
-            side=side,
-            contract_sha256=build.recipe.contract.digest,
-            dataset_sha256=dataset_sha256,
-            versions=versions() | {"code": code_digest(*_CODE[side])},
-            device=machine(),
-            prompt_token_ids=tuple(predictor.prompt_ids),
-            image_slots=tuple(predictor.image_slots),
-            **about,
+    def open(self, side: SideName, stack: ExitStack, dataset_sha256: str, tapped: bool = True) -> OpenSide:
+        """Load a side; it is freed with ``stack``."""
+        merged, bundle, recipe = self.build.merged_folder, self.build.bundle_folder, self.build.recipe
+        if side == "hf":
+            return open_hf(merged, self.contract, dataset_sha256)
+        pair = (bundle / text_name(recipe), bundle / mmproj_name(recipe))
+        return stack.enter_context(
+            open_llamacpp(merged, *pair, self.contract, dataset_sha256, self.fed_order, tapped=tapped)
         )
-        path = results_path(build, side)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with ResultsWriter(path, header) as writer:
-            answer_all(predictor, samples, build.recipe.contract, writer, build.reporter)
-            rows = [writer.rows[sample.key] for sample in samples]
-    right = sum(row.correct for row in rows)
-    return f"{right} of {len(rows)} right, {right / len(rows):.1%}"
+
+    def _depends(self, side: SideName) -> dict[str, Any]:
+        build = self.build
+        return {
+            "model": build.merge if side == "hf" else build.export,
+            "dataset": build.dataset,
+            "contract": self.contract.digest,
+            "versions": versions(),
+            "machine": machine(),
+        } | ({} if side == "hf" else {"fed": self.fed_order or self.contract.image.channel_order})
+
+    def side(self, side: SideName) -> Path:
+        """Run one side alone over the validation images, or go on where a killed run stopped; its results file."""
+        stage = Stage(side, self._depends(side), CODE[side], (f"{FOLDER}/{FILES[side]}",))
+        stage.run(self.build.root, lambda: self._answer(side), self.build.reporter.say)
+        return self.folder / FILES[side]
+
+    def _answer(self, side: SideName) -> str:
+        samples, dataset_sha256 = load_samples(self.build.dataset_folder, self.contract)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            opened = self.open(side, stack, dataset_sha256, tapped=False)
+            writer = stack.enter_context(ResultsWriter(self.folder / FILES[side], opened.header))
+            answer_all(opened.predictor, samples, self.contract, writer, self.build.reporter)
+        return _score(self.folder / FILES[side])
+
+    def floor(self) -> NoiseFloor:
+        """What bfloat16 alone changes, measured once a model."""
+        path = self.folder / "noise.json"
+        stage = Stage("floor", self._depends("hf"), CODE["hf"], (f"{FOLDER}/{path.name}",))
+        stage.run(self.build.root, lambda: self._floor(path), self.build.reporter.say)
+        return validate(NoiseFloor, json.loads(path.read_text(encoding="utf-8")), str(path))
+
+    def _floor(self, path: Path) -> str:
+        samples, digest = load_samples(self.build.dataset_folder, self.contract)
+        merged = self.build.merged_folder
+        exact = open_hf(merged, self.contract, digest)
+        rounded = open_hf(merged, self.contract, digest, "bfloat16")
+        floor = measure_floor(exact.predictor, rounded.predictor, samples, self.contract, self.build.reporter)
+        write_json(path, floor.model_dump(mode="json"))
+        return f"bfloat16 moves the embeddings by {floor.embeddings_error.median:.2g}, KL {floor.logits_kl.median:.2g}"
+
+    def ladder(self) -> None:
+        """Run both sides together and measure every stage of every image."""
+        floor = self.floor()
+        names = (*FILES.values(), LADDER)
+        depends = {"hf": self._depends("hf"), "llamacpp": self._depends("llamacpp")}
+        code = tuple(dict.fromkeys((*CODE["hf"], *CODE["llamacpp"])))
+        stage = Stage("ladder", depends, code, tuple(f"{FOLDER}/{name}" for name in names))
+        stage.run(self.build.root, lambda: self._walk(floor), self.build.reporter.say)
+
+    def about(self, floor: NoiseFloor, dataset_sha256: str) -> LadderHeader:
+        """The ladder's header but for the two sides' digests."""
+        export, runtime = self.build.recipe.export, self.contract.runtime
+        return LadderHeader(
+            reference_sha256="0" * 64,
+            candidate_sha256="0" * 64,
+            contract_sha256=self.contract.digest,
+            dataset_sha256=dataset_sha256,
+            text_type=export.text_type,
+            mmproj_type=export.mmproj_type,
+            kv_type=f"{runtime.type_k}/{runtime.type_v}",
+            floor=floor,
+        )
+
+    def walk(self, floor: NoiseFloor, samples: Sequence[Sample], dataset_sha256: str, folder: Path) -> None:
+        """Run both sides over ``samples`` into ``folder``; see :func:`parity.lockstep.walk`."""
+        with ExitStack() as stack:
+            reference, candidate = (self.open(side, stack, dataset_sha256) for side in FILES)
+            about = self.about(floor, dataset_sha256)
+            walk(reference, candidate, samples, self.contract, about, folder, self.build.reporter)
+
+    def _walk(self, floor: NoiseFloor) -> str:
+        samples, dataset_sha256 = load_samples(self.build.dataset_folder, self.contract)
+        with ExitStack() as stack:
+            reference, candidate = (self.open(side, stack, dataset_sha256) for side in FILES)
+            about = self.about(floor, dataset_sha256)
+            walk(reference, candidate, samples, self.contract, about, self.folder, self.build.reporter)
+            ladder = read_ladder(self.folder / LADDER)
+            keep_worst(reference.predictor, candidate.predictor, samples, self.contract, ladder, self.folder / "worst")
+        return "; ".join(f"{side} {_score(self.folder / name)}" for side, name in FILES.items())
+
+    def judge(self, baseline: Baseline | None = None, with_ladder: bool = True) -> Verdict:
+        """Judge what is there, and write the verdict, the reports and the bill of materials."""
+        from parity.report import write_reports
+
+        reference, candidate = (read_results(self.folder / name) for name in FILES.values())
+        ladder = read_ladder(self.folder / LADDER) if with_ladder else None
+        _evaluate(self.build, list(reference.rows.values()))
+        verdict = judge(reference, candidate, self.contract, [letterbox_gate()], ladder, baseline=baseline)
+        write_verdict(verdict, self.folder / "verdict.json")
+        dataset = self.build.dataset_folder
+        paths = {sample.key: dataset / sample.record.image_path for sample in load_samples(dataset, self.contract)[0]}
+        write_reports(verdict, reference, candidate, ladder, lambda key: paths[key].read_bytes(), self.folder)
+        write_json(self.folder / "model.cdx.json", _bill_of_materials(self.build, verdict))
+        return verdict
 
 
 def answer_all(
     predictor: Predictor, samples: Sequence[Sample], contract: Contract, writer: ResultsWriter, reporter: Reporter
 ) -> None:
     """Append a row for every sample that ``writer`` has none of yet."""
-    waiting = [sample for sample in samples if sample.key not in writer.rows]
+    waiting = [sample for sample in samples if sample.key not in writer.keys]
     with reporter.progress(predictor.side, "images") as advance:
         done = len(samples) - len(waiting)
         advance(done, len(samples), "")
         predictions = predictor.predict(sample.rgb for sample in waiting)
         for sample, prediction in zip(waiting, predictions, strict=True):
-            writer.append(
-                Row(
-                    key=sample.key,
-                    image_id=sample.image_id,
-                    rgb_sha256=prediction.rgb_sha256,
-                    truth=sample.truth,
-                    text=prediction.text,
-                    label=contract.parse_answer(prediction.text),
-                    generated_token_ids=prediction.generated_ids,
-                    label_logprobs=prediction.label_logprobs,
-                    top_logits=prediction.top_logits,
-                    ms=prediction.ms,
-                    stop_reason=prediction.stop_reason,
-                )
-            )
+            writer.append(make_row(sample, prediction, contract))
             done += 1
             advance(done, len(samples), "")
 
 
-def _validation_records(dataset: Path) -> list[dict[str, str]]:
-    """As the file has them; they were checked before the first side ran."""
-    records: list[dict[str, str]] = json.loads((dataset / "val.json").read_text(encoding="utf-8"))
-    return records
-
-
-def run(build: Build, fed_order: Literal["rgb", "bgr"] | None = None) -> Verdict:
-    """Do the whole job; write ``verdict.json`` and the bill of materials ``model.cdx.json``.
-
-    ``fed_order``: see :func:`run_side`, for the llama.cpp side.
-    """
+def run(
+    build: Build, fed_order: Order | None = None, with_ladder: bool = True, baseline: Baseline | None = None
+) -> Verdict:
+    """Do the whole job. ``with_ladder`` off runs one side after the other, so that only one model is in memory."""
     _ = build.export
-    reference = read_results(run_side(build, "hf"))
-    candidate = read_results(run_side(build, "llamacpp", fed_order))
-    contract = build.recipe.contract
-    paths = {record["image_id"]: record["image_path"] for record in _validation_records(build.dataset_folder)}
+    job = Run(build, fed_order)
+    if with_ladder:
+        job.ladder()
+    else:
+        for side in FILES:
+            job.side(side)
+    return job.judge(baseline, with_ladder)
+
+
+def _score(path: Path) -> str:
+    rows = read_results(path).rows.values()
+    right = sum(row.correct for row in rows)
+    return f"{right} of {len(rows)} right, {right / len(rows):.1%}"
+
+
+def _evaluate(build: Build, rows: Sequence[Any]) -> None:
+    """Score the reference side alone; written into ``evaluation/``."""
+    records = json.loads((build.dataset_folder / "val.json").read_text(encoding="utf-8"))  # checked when it ran
+    paths = {record["image_id"]: record["image_path"] for record in records}
     answers = [
-        Answer(
-            image_id=row.image_id,
-            image_path=paths[row.image_id],
-            truth=row.truth,
-            label=row.label,
-            text=row.text,
-        )
-        for row in reference.rows.values()
+        Answer(image_id=row.image_id, image_path=paths[row.image_id], truth=row.truth, label=row.label, text=row.text)
+        for row in rows
     ]
-    write_evaluation(evaluate(answers, contract.labels), build.root / "evaluation")
-    verdict = judge(reference, candidate, contract, [letterbox_gate()])
-    write_verdict(verdict, build.root / "parity" / "verdict.json")
-    write_json(build.root / "parity" / "model.cdx.json", _bill_of_materials(build, verdict))
-    return verdict
+    write_evaluation(evaluate(answers, build.recipe.contract.labels), build.root / "evaluation")
 
 
 def _bill_of_materials(build: Build, verdict: Verdict) -> dict[str, Any]:

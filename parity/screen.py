@@ -14,7 +14,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from parity.verdict import Flip, Flips, Side, Verdict
+from parity.judgement import Flip, Flips, GateResult, GateStatus, Side, Status, Verdict
+from parity.stages import RUNGS
+from parity.verdict import display_name
 from pipeline.evaluation import confusion_lines
 
 MAX_WIDTH = 100
@@ -24,7 +26,13 @@ SHOWN_FLIPS = 8
 """Flips listed of each kind; ``verdict.json`` has more."""
 SHOWN_CONFUSIONS = 10
 
-_NAMES = {"hf": "Hugging Face", "llamacpp": "llama.cpp"}
+_STYLES: dict[Status, str] = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "REFUSED": "magenta"}
+_MARKS: dict[GateStatus, tuple[str, str]] = {
+    "green": ("✓ ok", "green"),
+    "red": ("✗ RED", "bold red"),
+    "undecided": ("? open", "bold yellow"),
+    "not measured": ("·", "dim"),
+}
 _ASCII = str.maketrans({"✓": "+", "✗": "X", "→": ">", "·": ".", "…": "~", "│": "|"} | dict.fromkeys("╭╮╰╯─", "-"))
 """For a terminal that can show ASCII alone; the marks stand beside words."""
 
@@ -48,6 +56,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
 def _print(verdict: Verdict, console: Console) -> None:
     width = min(console.width, MAX_WIDTH)
     parts: list[RenderableType] = [_headline(verdict), _sides(verdict), _facts(verdict), _gates(verdict)]
+    parts += _runs(verdict)
     parts += _flip_lists(verdict)
     parts += _matrices(verdict, width) if len(verdict.labels) <= MATRIX_LABELS else _confusions(verdict)
     parts += _next(verdict)
@@ -55,34 +64,28 @@ def _print(verdict: Verdict, console: Console) -> None:
         console.print(part, width=width)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Without characters that would move the cursor or colour the terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _name(side: Side) -> str:
-    return _NAMES.get(side.side, _plain(side.side))
+    return plain(display_name(side.side))
 
 
-def _section(title: str, *parts: RenderableType) -> RenderableType:
+def section(title: str, *parts: RenderableType) -> RenderableType:
+    """A heading with its parts below it."""
     return Group(Text(), Text(title, style="bold"), *(Padding(part, (0, 0, 0, 2)) for part in parts))
 
 
 def _headline(verdict: Verdict) -> RenderableType:
-    passed = verdict.status == "PASS"
     d = verdict.difference
-    what = (
-        f"{_name(verdict.candidate)} is as good as {_name(verdict.reference)}, within the margin"
-        if passed
-        else f"the sides part at: {verdict.first_bad_stage}"
-    )
-    first = Text.assemble((verdict.status, "bold"), "   ", what)
+    first = Text.assemble((verdict.status, "bold"), "   ", plain(verdict.headline))
     second = (
         f"accuracy {verdict.reference.accuracy:.1%} and {verdict.candidate.accuracy:.1%}, {d.points:+.2f} points"
         f" ({d.margin_points:g} allowed), {verdict.n} images"
     )
-    style = "green" if passed else "red"
-    return Panel(Group(first, Text(second)), style=style, padding=(0, 2))
+    return Panel(Group(first, Text(second)), style=_STYLES[verdict.status], padding=(0, 2))
 
 
 def _sides(verdict: Verdict) -> RenderableType:
@@ -97,8 +100,8 @@ def _sides(verdict: Verdict) -> RenderableType:
     phases = dict.fromkeys((*a.ms_median, *b.ms_median))
     for phase in phases:
         times = (f"{s.ms_median[phase]:.1f}" if phase in s.ms_median else "-" for s in (a, b))
-        table.add_row(Text(f"ms {_plain(phase)}"), *times)
-    return _section("Two sides", table)
+        table.add_row(Text(f"ms {plain(phase)}"), *times)
+    return section("Two sides", table)
 
 
 def _side_cells(side: Side, n: int) -> dict[str, str]:
@@ -127,26 +130,42 @@ def _facts(verdict: Verdict) -> RenderableType:
         f"{flips.right_to_wrong.count} right → wrong, {flips.wrong_to_right.count} wrong → right,"
         f" {flips.wrong_to_other_wrong.count} wrong → other wrong",
     )
-    table.add_row("McNemar's p", f"{d.mcnemar_p:.3g} (exact)")
+    table.add_row("McNemar's p", f"{d.mcnemar_p:.3g} (exact), that both are equally often right")
+    table.add_row(
+        "p of worse",
+        f"{d.p_inferior:.3g} (score test), that it is worse by {d.margin_points:g} points; ruled out below 0.025",
+    )
+    enough = "no number rules that out" if d.needed is None else f"about {d.needed} rule that out"
+    table.add_row("images", f"{verdict.n}; at the differences seen {enough}")
     if verdict.label_logprobs:
         drift = verdict.label_logprobs
         table.add_row(
             "log-prob drift",
-            Text(
-                f"mean {drift.mean:.2g}, largest {drift.largest:.2g} ({_plain(drift.image_id)}, {_plain(drift.label)})"
-            ),
+            Text(f"mean {drift.mean:.2g}, largest {drift.largest:.2g} ({plain(drift.image_id)}, {plain(drift.label)})"),
         )
     for note in verdict.notes:
-        table.add_row("note", Text(_plain(note)))
-    return _section(f"{_name(verdict.candidate)} against {_name(verdict.reference)}", table)
+        table.add_row("note", Text(plain(note)))
+    return section(f"{_name(verdict.candidate)} against {_name(verdict.reference)}", table)
 
 
 def _gates(verdict: Verdict) -> RenderableType:
-    table = _grid(3)
+    table = _grid(4)
     for gate in verdict.gates:
-        mark, style = ("✓ ok", "green") if gate.passed else ("✗ RED", "bold red")
-        table.add_row(Text(mark, style=style), Text(_plain(gate.stage)), Text(_plain(gate.detail)))
-    return _section("Gates", table)
+        mark, style = _MARKS[gate.status]
+        missing = "not measured: " if gate.status == "not measured" else ""
+        detail = Text(plain(f"{missing}{gate.detail}"))
+        if numbers := _numbers(gate):
+            detail.append(f"\n{numbers}", style="dim")
+        table.add_row(Text(mark, style=style), gate.rung or "", Text(plain(gate.stage)), detail)
+    return section("Gates, in the order in which a picture becomes an answer", table)
+
+
+def _numbers(gate: GateResult) -> str:
+    """Value, limit and floor; nothing for a count of images that has to be 0."""
+    if gate.value is None or not gate.limit:
+        return ""
+    floor = "" if gate.floor is None else f", floor {gate.floor:.2g}"
+    return f"value {gate.value:.2g} (limit {gate.limit:.2g}{floor})"
 
 
 def _grid(columns: int) -> Table:
@@ -157,6 +176,25 @@ def _grid(columns: int) -> Table:
     return table
 
 
+def _runs(verdict: Verdict) -> list[RenderableType]:
+    runs = verdict.runs
+    if runs is None:
+        return []
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("run", overflow="fold")
+    table.add_column("points", justify="right")
+    table.add_column("95 % interval")
+    table.add_column("verdict")
+    for run in runs.runs:
+        between = f"{run.low:+.2f} to {run.high:+.2f}"
+        table.add_row(Text(plain(run.name)), f"{run.points:+.2f}", between, run.status)
+    summary = (
+        f"mean {runs.mean_points:+.2f}, standard deviation {runs.sd_points:.2f} points; {runs.unstable} of {runs.n}"
+        " images are not answered alike by all runs; the worst run is the one shown"
+    )
+    return [section(f"{len(runs.runs)} runs", table, Text(summary))]
+
+
 def _flip_lists(verdict: Verdict) -> list[RenderableType]:
     flips = verdict.flips
     kinds = {
@@ -164,26 +202,27 @@ def _flip_lists(verdict: Verdict) -> list[RenderableType]:
         "wrong → right": flips.wrong_to_right,
         "wrong → other wrong": flips.wrong_to_other_wrong,
     }
-    return [_section(f"Flips, {kind}", *_flip_table(verdict, found)) for kind, found in kinds.items() if found.count]
+    return [section(f"Flips, {kind}", *_flip_table(verdict, found)) for kind, found in kinds.items() if found.count]
 
 
 def _flip_table(verdict: Verdict, flips: Flips) -> list[RenderableType]:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for head in ("image", "truth", _name(verdict.reference), _name(verdict.candidate)):
+    for head in ("image", "truth", _name(verdict.reference), _name(verdict.candidate), "parted at"):
         table.add_column(Text(head), overflow="fold")
     for flip in flips.examples[:SHOWN_FLIPS]:
-        table.add_row(*(Text(_plain(cell)) for cell in _flip_cells(flip)))
+        table.add_row(*(Text(plain(cell)) for cell in _flip_cells(flip)))
     more = flips.count - SHOWN_FLIPS
     return [table, Text(f"and {more} more", style="dim")] if more > 0 else [table]
 
 
-def _flip_cells(flip: Flip) -> tuple[str, str, str, str]:
-    return flip.image_id, flip.truth, flip.reference or "no answer", flip.candidate or "no answer"
+def _flip_cells(flip: Flip) -> tuple[str, ...]:
+    parted = f"{flip.parted_at} {RUNGS[flip.parted_at]}" if flip.parted_at else "-"
+    return flip.image_id, flip.truth, flip.reference or "no answer", flip.candidate or "no answer", parted
 
 
 def _matrices(verdict: Verdict, width: int) -> list[RenderableType]:
     """Side by side where they fit, else one below the other."""
-    labels = [_plain(label) for label in verdict.labels]
+    labels = [plain(label) for label in verdict.labels]
     blocks = []
     for side in (verdict.reference, verdict.candidate):
         lines = confusion_lines(labels, side.confusion)
@@ -196,7 +235,7 @@ def _matrices(verdict: Verdict, width: int) -> list[RenderableType]:
     else:
         lines = [*blocks[0], "", *blocks[1]]
     text = Text("\n".join(lines), no_wrap=True, overflow="crop")
-    return [_section("Confusion (rows: truth, columns: answer, last column -: no answer)", text)]
+    return [section("Confusion (rows: truth, columns: answer, last column -: no answer)", text)]
 
 
 def _confusions(verdict: Verdict) -> list[RenderableType]:
@@ -218,10 +257,10 @@ def _confusions(verdict: Verdict) -> list[RenderableType]:
     for side in (a, b):
         table.add_column(Text(_name(side)), justify="right")
     for ours, theirs, truth, answer in found[:SHOWN_CONFUSIONS]:
-        table.add_row(Text(_plain(truth)), Text(_plain(answer)), str(ours), str(theirs))
+        table.add_row(Text(plain(truth)), Text(plain(answer)), str(ours), str(theirs))
     more = len(found) - SHOWN_CONFUSIONS
     rest = [Text(f"and {more} more pairs", style="dim")] if more > 0 else []
-    return [_section("Commonest confusions", table, *rest)]
+    return [section("Commonest confusions", table, *rest)]
 
 
 def _next(verdict: Verdict) -> list[RenderableType]:
@@ -229,7 +268,7 @@ def _next(verdict: Verdict) -> list[RenderableType]:
         return []
     table = _grid(2)
     if verdict.cause:
-        table.add_row("likely", Text(_plain(verdict.cause)))
+        table.add_row("likely", Text(plain(verdict.cause)))
     if verdict.fix:
-        table.add_row("do", Text(_plain(verdict.fix)))
-    return [_section("What to do next", table)]
+        table.add_row("do", Text(plain(verdict.fix)))
+    return [section("What to do next", table)]

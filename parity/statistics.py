@@ -1,7 +1,7 @@
 """Intervals and tests for two sides that answered the same images.
 
 The sides are paired, so only the images on which they differ carry information: ``b`` of ``n`` that only the first got
-right, ``c`` that only the second did.
+right, ``c`` that only the second did. The first is the one whose worth is in question (the candidate).
 """
 
 import math
@@ -80,3 +80,39 @@ def mcnemar_exact(b: int, c: int) -> float:
     pairs = b + c
     tail = sum(math.comb(pairs, k) for k in range(min(b, c) + 1))
     return min(1.0, float(2 * tail / 2**pairs))
+
+
+def noninferiority_p(b: int, c: int, n: int, margin: float) -> float:
+    """One-sided p of "the first is worse than the second by ``margin`` (0..1) or more": Tango's score test at -margin.
+
+    Below 0.025 exactly where the lower end of :func:`tango`'s 95 % interval is above -margin.
+
+    Source: Tango, Statistics in Medicine 17 (1998) 891-908, section 3; Nam's test, Biometrics 53 (1997) 1422-1430.
+    Raises ValueError as :func:`tango` does, and unless 0 < margin <= 1.
+    """
+    if min(b, c) < 0 or b + c > n or n == 0 or not 0 < margin <= 1:
+        raise ValueError(f"{b} + {c} differing of {n} pairs at a margin of {margin} is not possible")
+    above = b - c + n * margin
+    variance = _variance(b, c, n, -margin)
+    if variance <= 0:  # a margin of 1: only being wrong throughout where the second is right throughout is that bad
+        return 0.0 if above > 0 else 1.0
+    return NormalDist().cdf(-above / math.sqrt(variance))
+
+
+def pairs_needed(b: int, c: int, n: int, margin: float, level: float = 0.95) -> int | None:
+    """Fewest pairs at which the lower end of Tango's interval is at least -margin, were the shares b/n and c/n to stay.
+
+    None where no number would do (the difference seen is the margin or worse). Z grows as the root of the number of
+    pairs, because the restricted estimate of q21 depends on the shares alone, hence Nam's formula for the sample size
+    (Biometrics 53 (1997) 1422-1430) with a power of one half: of samples of this size about half would do. Where none
+    differ (b = c = 0) it becomes z^2 (1 - margin) / margin.
+
+    Raises ValueError as :func:`noninferiority_p` does.
+    """
+    if min(b, c) < 0 or b + c > n or n == 0 or not 0 < margin <= 1:
+        raise ValueError(f"{b} + {c} differing of {n} pairs at a margin of {margin} is not possible")
+    above = (b - c) / n + margin
+    if above <= 0:
+        return None
+    variance = max(_variance(b, c, n, -margin), 0.0) / n
+    return max(math.ceil(_z(level) ** 2 * variance / above**2), 1)

@@ -1,181 +1,209 @@
-"""PASS or FAIL, from two sides' saved results, without running a model.
+"""PASS, FAIL, INCONCLUSIVE or REFUSED, from two sides' saved results, without running a model.
 
 :func:`judge` pairs the rows by content key, walks the gates of :mod:`parity.gates` in order and counts; it imports
-neither torch nor scikit-learn nor llama.cpp. ``parity/screen.py`` shows a verdict to a person.
-
-Invariants of a :class:`Verdict`: FAIL exactly where a gate is red, and then ``first_bad_stage`` is the first such gate;
-every confusion matrix sums to ``n``.
+neither torch nor scikit-learn nor llama.cpp. What it makes is :class:`parity.judgement.Verdict`, which says when it is
+which; ``parity/screen.py`` shows one to a person.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
-from typing import Literal
+from statistics import fmean, median, stdev
 
-from parity import gates
-from parity.gates import GateResult, Pair
+from parity.baseline import Baseline
+from parity.gates import inputs, scores
+from parity.gates import ladder as rungs
+from parity.gates.common import Pair
+from parity.gates.limits import Limits, limits_of, parted_at
+from parity.judgement import (
+    AllFlips,
+    ClassScore,
+    Difference,
+    Drift,
+    Flip,
+    Flips,
+    GateResult,
+    Runs,
+    RunScore,
+    Side,
+    Status,
+    Verdict,
+)
 from parity.results import Header, Results, Row
-from parity.statistics import mcnemar_exact, tango, wilson
-from pipeline.contract import Contract, Frozen
-from pipeline.errors import EXIT_FAIL, EXIT_PASS, UserError
+from parity.stages import Ladder, header_digest, read_ladder
+from parity.statistics import mcnemar_exact, noninferiority_p, pairs_needed, tango, wilson
+from pipeline.contract import Contract, Gate
+from pipeline.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_REFUSED, UserError
 from pipeline.files import write_json
 
 MAX_EXAMPLES = 20
 """Flips that a verdict lists of each kind."""
+EXIT_CODES: dict[Status, int] = {
+    "PASS": EXIT_PASS,
+    "FAIL": EXIT_FAIL,
+    "INCONCLUSIVE": EXIT_INCONCLUSIVE,
+    "REFUSED": EXIT_REFUSED,
+}
+_SEVERITY: tuple[Status, ...] = ("PASS", "INCONCLUSIVE", "FAIL", "REFUSED")
+_NAMES = {"hf": "Hugging Face", "llamacpp": "llama.cpp"}
 
 
-class ClassScore(Frozen):
-    """One label's scores on one side, 0..1; a score that is 0/0 is 0."""
-
-    label: str
-    support: int
-    """Images whose truth it is."""
-    precision: float
-    recall: float
-    f1: float
+def display_name(side: str) -> str:
+    """A side's name as a person knows it."""
+    return _NAMES.get(side, side)
 
 
-class Side(Frozen):
-    """One side alone."""
+def judge(
+    reference: Results,
+    candidate: Results,
+    contract: Contract,
+    checks: Sequence[GateResult] = (),
+    ladder: Ladder | None = None,
+    gate: Gate | None = None,
+    baseline: Baseline | None = None,
+) -> Verdict:
+    """Judge a candidate by a reference.
 
-    side: str
-    correct: int
-    accuracy: float
-    accuracy_low: float
-    """Lower end of Wilson's 95 % interval."""
-    accuracy_high: float
-    macro_f1: float
-    """Mean F1 of the labels that occur as a truth or an answer."""
-    unanswered: int
-    """Answers in which no label was found; they count as wrong."""
-    per_class: tuple[ClassScore, ...]
-    """In the order of the contract's labels."""
-    confusion: tuple[tuple[int, ...], ...]
-    """Rows: truth. Columns: answer, in the order of the contract's labels, then no answer."""
-    seconds: float
-    """What the images took together, as the side timed them (loading not included)."""
-    images_per_second: float | None
-    """None where the side measured no times."""
-    ms_median: dict[str, float]
-    """Phase -> median milliseconds an image."""
-
-
-class Difference(Frozen):
-    """Candidate's accuracy minus the reference's, in percentage points."""
-
-    points: float
-    low: float
-    """Lower end of Tango's 95 % interval."""
-    high: float
-    margin_points: float
-    mcnemar_p: float
-    """Exact p of "both sides are equally often right"."""
-
-
-class Flip(Frozen):
-    """An image that the sides answer differently."""
-
-    image_id: str
-    truth: str
-    reference: str | None
-    candidate: str | None
-
-
-class Flips(Frozen):
-    """Different answers of one kind."""
-
-    count: int
-    examples: tuple[Flip, ...]
-    """The first 20 by image id."""
-
-
-class AllFlips(Frozen):
-    """Different answers by what they cost."""
-
-    right_to_wrong: Flips
-    """The reference was right, the candidate is wrong or silent."""
-    wrong_to_right: Flips
-    wrong_to_other_wrong: Flips
-
-
-class Drift(Frozen):
-    """How far the labels' log-probabilities are apart; a number to watch, not a gate."""
-
-    mean: float
-    """Mean absolute difference over images and labels, nats."""
-    largest: float
-    image_id: str
-    """Where the largest is."""
-    label: str
-
-
-class Verdict(Frozen):
-    """All that is known of two sides; see the module's docstring."""
-
-    schema_version: Literal[1] = 1
-    status: Literal["PASS", "FAIL"]
-    exit_code: int
-    first_bad_stage: str | None
-    cause: str
-    """Of the first red gate; empty on PASS."""
-    fix: str
-    notes: tuple[str, ...]
-    """What weakens the verdict, one sentence each."""
-    n: int
-    labels: tuple[str, ...]
-    gates: tuple[GateResult, ...]
-    difference: Difference
-    agreement: float
-    """Share of images with equal answers; two answers without a label are equal."""
-    flips: AllFlips
-    label_logprobs: Drift | None
-    """None where a side has none; values that are not finite are left out."""
-    reference: Side
-    candidate: Side
-    reference_header: Header
-    candidate_header: Header
-
-
-def judge(reference: Results, candidate: Results, contract: Contract, checks: Sequence[GateResult] = ()) -> Verdict:
-    """Judge a candidate by a reference. ``checks`` are gates tried elsewhere; they stand behind ``provenance``.
+    ``checks`` are gates tried elsewhere; they stand behind ``runtime``. ``ladder`` is what :mod:`parity.stages`
+    measured of the same two sides (:func:`belongs` says whether it is); rows of other images are left out. ``gate``
+    takes the place of the contract's, to try other limits without another contract.
 
     Raises UserError: no images, images that one side lacks, different truths for one image, labels that the contract
     does not have.
     """
+    gate = gate or contract.gate
     pairs = _paired(reference, candidate)
     for results in (reference, candidate):
         _check_labels(results, contract)
-    walked = (
-        gates.provenance(reference, candidate, contract),
+    if ladder:
+        ladder = Ladder(ladder.header, {key: row for key, row in ladder.rows.items() if key in reference.rows})
+    limits = limits_of(ladder.header, gate) if ladder else None
+    difference = _difference(pairs, gate.margin_points)
+    walked = [
+        inputs.provenance(reference.header, candidate.header, contract),
+        inputs.runtime(candidate.header, contract),
         *checks,
-        gates.pixels(reference, candidate, pairs, contract),
-        gates.tokens(reference, candidate),
-        gates.answers(reference, candidate, contract),
-        gates.accuracy(reference, candidate, pairs, contract),
-    )
-    bad = next((gate for gate in walked if not gate.passed), None)
+        rungs.decoded(ladder),
+        inputs.pixels(reference, candidate, pairs, contract),
+        rungs.tiles(ladder, contract),
+        inputs.tokens(reference.header, candidate.header, ladder),
+        rungs.embeddings(ladder, limits),
+        rungs.logits(pairs, ladder, limits, gate),
+        rungs.generation(pairs, ladder),
+        scores.answers(reference, candidate, contract),
+        scores.accuracy(reference, candidate, pairs, difference, gate),
+        scores.classes(pairs, contract, gate),
+    ]
+    if baseline:
+        walked.append(scores.baseline(candidate, walked, baseline, gate))
+    status, bad = _conclude(walked)
     sides = (_side(reference, contract.labels), _side(candidate, contract.labels))
-    difference = _difference(pairs, contract.gate.margin_points)
     return Verdict(
-        status="FAIL" if bad else "PASS",
-        exit_code=EXIT_FAIL if bad else EXIT_PASS,
+        status=status,
+        exit_code=EXIT_CODES[status],
+        headline=_headline(status, bad, sides),
         first_bad_stage=bad.stage if bad else None,
         cause=bad.cause if bad else "",
         fix=bad.fix if bad else "",
-        notes=_notes(pairs, sides[0], difference),
+        notes=_notes(pairs, reference.header, candidate.header, ladder, walked),
         n=len(pairs),
         labels=contract.labels,
-        gates=walked,
+        gates=tuple(walked),
         difference=difference,
         agreement=sum(a.label == b.label for a, b in pairs) / len(pairs),
-        flips=_flips(pairs),
-        label_logprobs=_drift(pairs),
+        flips=_flips(pairs, ladder, limits),
+        label_logprobs=drift(pairs),
         reference=sides[0],
         candidate=sides[1],
         reference_header=reference.header,
         candidate_header=candidate.header,
     )
+
+
+def judge_runs(
+    reference: Results,
+    candidates: Sequence[tuple[str, Results]],
+    contract: Contract,
+    checks: Sequence[GateResult] = (),
+    ladder: Ladder | None = None,
+    gate: Gate | None = None,
+    baseline: Baseline | None = None,
+) -> Verdict:
+    """Judge several runs, (name, results), of the candidate one by one; the worst verdict carries all their scores.
+
+    ``ladder`` is used for the run that it belongs to. One run gives what :func:`judge` gives. Raises as it does.
+    """
+    verdicts = []
+    for _, candidate in candidates:
+        own = ladder if ladder and belongs(ladder, reference, candidate) else None
+        verdicts.append(judge(reference, candidate, contract, checks, own, gate, baseline))
+    worst = max(verdicts, key=lambda verdict: (_SEVERITY.index(verdict.status), -verdict.difference.points))
+    if len(verdicts) == 1:
+        return worst
+    points = [verdict.difference.points for verdict in verdicts]
+    answers = [{candidate.rows[key].label for _, candidate in candidates} for key in reference.rows]
+    runs = Runs(
+        runs=tuple(
+            RunScore(
+                name=name,
+                points=verdict.difference.points,
+                low=verdict.difference.low,
+                high=verdict.difference.high,
+                status=verdict.status,
+            )
+            for (name, _), verdict in zip(candidates, verdicts, strict=True)
+        ),
+        mean_points=fmean(points),
+        sd_points=stdev(points),
+        unstable=sum(len(given) > 1 for given in answers),
+        n=worst.n,
+    )
+    return worst.model_copy(update={"runs": runs})
+
+
+def belongs(ladder: Ladder, reference: Results, candidate: Results) -> bool:
+    """Whether a ladder was measured between just these two runs."""
+    ours, theirs = (header_digest(side.header) for side in (reference, candidate))
+    return (ladder.header.reference_sha256, ladder.header.candidate_sha256) == (ours, theirs)
+
+
+def find_ladder(
+    given: Path | None, reference_path: Path, reference: Results, candidates: Sequence[Results]
+) -> Ladder | None:
+    """The ladder file given, or ``ladder.jsonl`` beside the reference's results where it is of these runs.
+
+    Raises UserError as read_ladder does, and where a file that was given is of other runs.
+    """
+    path = given or reference_path.parent / "ladder.jsonl"
+    if given is None and not path.exists():
+        return None
+    ladder = read_ladder(path)
+    if any(belongs(ladder, reference, candidate) for candidate in candidates):
+        return ladder
+    if given:
+        raise UserError(f"ladder {path} was measured between other runs than these: run `parity run` again")
+    return None
+
+
+def _conclude(walked: Sequence[GateResult]) -> tuple[Status, GateResult | None]:
+    """(status, the gate that decides it); see :mod:`parity.judgement`."""
+    red = next((gate for gate in walked if gate.red), None)
+    if red:
+        refused = any(gate.red and gate.stage == "provenance" for gate in walked)
+        return ("REFUSED" if refused else "FAIL"), red
+    open_gate = next((gate for gate in walked if gate.status == "undecided"), None)
+    return ("INCONCLUSIVE", open_gate) if open_gate else ("PASS", None)
+
+
+def _headline(status: Status, bad: GateResult | None, sides: tuple[Side, Side]) -> str:
+    ours, theirs = (display_name(side.side) for side in sides)
+    if bad is None:
+        return f"{theirs} is as good as {ours}, within the margin"
+    if status == "REFUSED":
+        return f"these two sides cannot be compared: {bad.detail}"
+    if status == "INCONCLUSIVE":
+        return bad.cause
+    return f"{theirs} is worse than its baseline" if bad.stage == "baseline" else f"the sides part at: {bad.stage}"
 
 
 def write_verdict(verdict: Verdict, path: Path) -> None:
@@ -250,11 +278,14 @@ def _class_score(label: str, index: int, confusion: tuple[tuple[int, ...], ...])
     hits = confusion[index][index]
     support = sum(confusion[index])
     answered = sum(row[index] for row in confusion)
+    low, high = wilson(hits, support) if support else (0.0, 1.0)
     return ClassScore(
         label=label,
         support=support,
         precision=hits / answered if answered else 0.0,
         recall=hits / support if support else 0.0,
+        recall_low=low,
+        recall_high=high,
         f1=2 * hits / (support + answered) if support + answered else 0.0,
     )
 
@@ -269,27 +300,40 @@ def _difference(pairs: list[Pair], margin_points: float) -> Difference:
         high=100 * high,
         margin_points=margin_points,
         mcnemar_p=mcnemar_exact(won, lost),
+        won=won,
+        lost=lost,
+        p_inferior=noninferiority_p(won, lost, len(pairs), margin_points / 100),
+        needed=pairs_needed(won, lost, len(pairs), margin_points / 100),
     )
 
 
-def _flips(pairs: list[Pair]) -> AllFlips:
+def _flips(pairs: list[Pair], ladder: Ladder | None, limits: Limits | None) -> AllFlips:
     """The kinds exclude each other and make up all unequal answers."""
     unequal = [(a, b) for a, b in pairs if a.label != b.label]
+
+    def listed(chosen: list[Pair]) -> Flips:
+        return Flips(count=len(chosen), examples=tuple(flip(a, b) for a, b in chosen[:MAX_EXAMPLES]))
+
+    def flip(a: Row, b: Row) -> Flip:
+        row = ladder.rows.get(a.key) if ladder else None
+        return Flip(
+            image_id=a.image_id,
+            key=a.key,
+            truth=a.truth,
+            reference=a.label,
+            candidate=b.label,
+            parted_at=parted_at(row, limits) if row and limits else None,
+        )
+
     return AllFlips(
-        right_to_wrong=_flip_list([(a, b) for a, b in unequal if a.correct]),
-        wrong_to_right=_flip_list([(a, b) for a, b in unequal if b.correct]),
-        wrong_to_other_wrong=_flip_list([(a, b) for a, b in unequal if not a.correct and not b.correct]),
+        right_to_wrong=listed([(a, b) for a, b in unequal if a.correct]),
+        wrong_to_right=listed([(a, b) for a, b in unequal if b.correct]),
+        wrong_to_other_wrong=listed([(a, b) for a, b in unequal if not a.correct and not b.correct]),
     )
 
 
-def _flip_list(pairs: list[Pair]) -> Flips:
-    examples = tuple(
-        Flip(image_id=a.image_id, truth=a.truth, reference=a.label, candidate=b.label) for a, b in pairs[:MAX_EXAMPLES]
-    )
-    return Flips(count=len(pairs), examples=examples)
-
-
-def _drift(pairs: list[Pair]) -> Drift | None:
+def drift(pairs: Sequence[Pair]) -> Drift | None:
+    """How far the labels' log-probabilities are apart; None where there is nothing to compare."""
     apart: list[tuple[float, Row, str]] = []
     for a, b in pairs:
         for label, x in a.label_logprobs.items():
@@ -307,21 +351,17 @@ def _drift(pairs: list[Pair]) -> Drift | None:
     )
 
 
-def _notes(pairs: list[Pair], reference: Side, difference: Difference) -> tuple[str, ...]:
+def _notes(
+    pairs: list[Pair], ours: Header, theirs: Header, ladder: Ladder | None, walked: Sequence[GateResult]
+) -> tuple[str, ...]:
     notes = []
-    reach = max(abs(difference.low), abs(difference.high))
-    if abs(difference.points) <= difference.margin_points < reach:
-        notes.append(
-            f"{len(pairs)} images cannot rule out a difference of {reach:.1f} points, which is beyond the margin of"
-            f" {difference.margin_points:g}: more images would narrow the interval"
-        )
-    commonest = Counter(a.truth for a, _ in pairs).most_common(1)[0][1]
-    if reference.correct <= commonest:
-        notes.append(
-            f"{reference.side} is no better than always giving the commonest label ({commonest} of {len(pairs)}): equal"
-            " accuracies say little about a model that has not learnt"
-        )
-    broken = sum(None in (*a.label_logprobs.values(), *b.label_logprobs.values()) for a, b in pairs)
-    if broken:
-        notes.append(f"{broken} of {len(pairs)} images have log-probabilities that are not finite numbers")
+    if ladder is None:
+        notes.append("without a ladder no stage between canvas and answer was compared")
+    elif len(ladder.rows) < len(pairs):
+        notes.append(f"the ladder was walked for {len(ladder.rows)} of {len(pairs)} images")
+    if not (ours.weights_sha256 and theirs.weights_sha256):
+        notes.append("the results do not say of which trained weights both sides' files were made")
+    past = next((gate for gate in walked if gate.stage == "baseline" and gate.status == "not measured"), None)
+    if past:
+        notes.append(f"the baseline says nothing: {past.detail}")
     return tuple(notes)

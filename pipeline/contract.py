@@ -117,6 +117,22 @@ class Gate(Frozen):
 
     margin_points: float = Field(3.0, gt=0, le=100)
     """Accuracies of HF and llama.cpp may differ by at most this many percentage points, either way."""
+    noise_factor: float = Field(1.0, gt=0)
+    """Multiplies the limits that follow from the measured noise floor (embeddings, logits)."""
+    class_margin_points: float = Field(10.0, gt=0, le=100)
+    """A label fails where the whole 95 % interval of its recall's difference is worse than this, percentage points."""
+    recall_floors: dict[str, float] = {}
+    """Label -> recall, 0..1, that the candidate must reach."""
+    baseline_factor: float = Field(1.5, ge=1)
+    """Embeddings' and logits' differences may be this many times the committed baseline's."""
+
+    @field_validator("recall_floors")
+    @classmethod
+    def _shares(cls, floors: dict[str, float]) -> dict[str, float]:
+        for label, floor in floors.items():
+            if not 0 < floor <= 1:
+                raise ValueError(f"the floor of {label!r} is {floor:g}; a recall is more than 0 and at most 1")
+        return floors
 
 
 class Contract(Frozen):
@@ -171,6 +187,9 @@ class Contract(Frozen):
             )
         if any(self.media_marker in label for label in self.labels):
             raise ValueError(f"a label contains media_marker {self.media_marker!r}")
+        for label in self.gate.recall_floors:
+            if label not in self.labels:
+                raise ValueError(f"gate.recall_floors has {label!r}, which is none of the labels")
         if self.answer_rule == "contains":
             for inner in self.labels:
                 for outer in self.labels:

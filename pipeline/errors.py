@@ -3,6 +3,8 @@
 EXIT_PASS = 0  # the work is done; for a verdict: PASS
 EXIT_FAIL = 1  # the verdict is FAIL, or a self-test of the product failed
 EXIT_USAGE = 2  # bad input: arguments, recipe, contract, dataset, model or environment
+EXIT_INCONCLUSIVE = 3  # the verdict is INCONCLUSIVE: too few images to tell, or a reference that has not learnt
+EXIT_REFUSED = 4  # the verdict is REFUSED: the two sides are not of the same contract, dataset, model or llama.cpp
 EXIT_INTERRUPTED = 130  # Ctrl-C or SIGTERM; run the same command again to resume
 
 

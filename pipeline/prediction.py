@@ -1,5 +1,6 @@
 """What a model made of one canvas: the same record for every side, with its two numeric helpers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,23 @@ class Prediction:
     """(token id, logit) of the first step, greatest first."""
     ms: dict[str, float]
     """Milliseconds spent in ``encode`` (vision), ``prefill`` (prompt) and ``generate``."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """What a side made of one canvas on the way to its prediction, for holding two sides against each other."""
+
+    tiles: Sequence[npt.NDArray[np.float32]]
+    """The normalized pictures that the vision encoder was given, each [3, tile, tile], overview last."""
+    mean: Sequence[float]
+    """Of each channel: what turned bytes into ``tiles``."""
+    std: Sequence[float]
+    prompt_ids: Sequence[int]
+    """Ids of the prompt, -1 at every position of a picture."""
+    embeddings: npt.NDArray[np.float32]
+    """What the vision half made of the tiles, [tiles, tokens, hidden]."""
+    log_probs: npt.NDArray[np.float64]
+    """Natural-log probabilities of the next token after the prompt, [vocabulary]."""
 
 
 def top_logits(logits: npt.NDArray[np.float32]) -> tuple[tuple[int, float], ...]:

@@ -28,6 +28,11 @@ def folder_hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
 
+def weights_digest(model: Path) -> str:
+    """SHA-256 over a model folder's weights alone: what every file made from them carries."""
+    return digest({path.name: sha256_file(path) for path in sorted(model.glob("*.safetensors"))})
+
+
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value."""
     return sha256_bytes(canonical_json(value))

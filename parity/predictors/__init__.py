@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.prediction import Prediction
+from pipeline.prediction import Prediction, Taps
 
 
 class Predictor(Protocol):
@@ -24,4 +24,12 @@ class Predictor(Protocol):
 
     def predict(self, canvases: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Prediction]:
         """Predictions in the order of ``canvases``, each uint8 [size, size, 3] RGB, yielded as they are ready."""
+        ...
+
+
+class Observer(Predictor, Protocol):
+    """A side that shows what it made of a canvas on the way to the answer."""
+
+    def observe(self, canvases: Iterable[npt.NDArray[np.uint8]]) -> Iterator[tuple[Prediction, Taps]]:
+        """The same predictions, each with the stages that led to it."""
         ...

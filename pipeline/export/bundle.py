@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.export.check import check_mmproj, check_text
-from pipeline.export.convert import KEY_ADD_BOS, KEY_CONTRACT, KEY_RECIPE, Metadata, convert_mmproj, convert_text
+from pipeline.export.convert import (
+    KEY_ADD_BOS,
+    KEY_CONTRACT,
+    KEY_RECIPE,
+    KEY_WEIGHTS,
+    Metadata,
+    convert_mmproj,
+    convert_text,
+)
 from pipeline.files import atomic_folder, sha256_file, write_json
-from pipeline.provenance import machine, versions
+from pipeline.provenance import machine, versions, weights_digest
 from pipeline.recipe import Recipe
 
 CONTRACT = "contract.json"
@@ -46,7 +54,11 @@ def write_bundle(
     the manifest. Raises CheckFailed.
     """
     export, contract = recipe.export, recipe.contract
-    added: Metadata = {KEY_CONTRACT: contract.digest, KEY_RECIPE: recipe.name}
+    added: Metadata = {
+        KEY_CONTRACT: contract.digest,
+        KEY_RECIPE: recipe.name,
+        KEY_WEIGHTS: weights_digest(merged),
+    }
     with atomic_folder(out) as folder:
         text, mmproj = folder / text_name(recipe), folder / mmproj_name(recipe)
         with ThreadPoolExecutor(

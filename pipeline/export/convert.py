@@ -24,6 +24,7 @@ _FTYPE: dict[TextType, int] = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M
 # Keys that this project adds to a GGUF's metadata.
 KEY_CONTRACT = "parity.contract_sha256"
 KEY_RECIPE = "parity.recipe"
+KEY_WEIGHTS = "parity.weights_sha256"
 
 # llama.cpp's own key: without it SmolLM2's tokenizer never puts a BOS in front, whatever the caller asks for.
 KEY_ADD_BOS = "tokenizer.ggml.add_bos_token"

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from pipeline.encoding import IGNORE, Encoder, fed_bytes
 from pipeline.files import atomic_folder, write_json
-from pipeline.inference import HfPredictor, embed
+from pipeline.inference import HfPredictor, embed, encode
 from pipeline.model.lora import attach
 from pipeline.recipe import TrainSettings
 from pipeline.training import checkpoints
@@ -76,7 +76,8 @@ def answer_loss(model: Any, batch: dict[str, torch.Tensor], encoder: Encoder) ->
     Only the positions from the prompt's last token on get logits: with 49,280 words in the vocabulary, logits for the
     whole prompt would cost more than the rest of a small model.
     """
-    embeddings = embed(model, batch["input_ids"], batch["pixel_values"], encoder)
+    features = encode(model, batch["pixel_values"], encoder)
+    embeddings = embed(model, batch["input_ids"], features, encoder)
     kept = batch["labels"].shape[1] - len(encoder.prompt_ids) + 1
     logits = model(inputs_embeds=embeddings, attention_mask=batch["attention_mask"], logits_to_keep=kept).logits
     targets = batch["labels"][:, -kept + 1 :]

@@ -17,7 +17,7 @@ from parity.predictors.llamacpp import LlamaCppPredictor
 from pipeline.contract import Contract, ImageContract, KvType, Runtime, Tiling
 from pipeline.errors import UserError
 from pipeline.files import sha256_bytes
-from pipeline.inference import HfPredictor, embed
+from pipeline.inference import HfPredictor, embed, encode
 from pipeline.model.embedded import smollm2_gguf
 from pipeline.model.folder import load_model, load_tokenizer
 from pipeline.prediction import Prediction
@@ -150,7 +150,7 @@ def test_encoding_a_picture_once_changes_nothing(model: Any, tiny: Path, grid: i
     pixels = torch.from_numpy(np.stack([encoder.pixel_values(canvas) for canvas in CANVASES[:2]]))
     with torch.inference_mode():
         own = model(input_ids=ids, pixel_values=pixels).logits
-        ours = model(inputs_embeds=embed(model, ids, pixels, encoder)).logits
+        ours = model(inputs_embeds=embed(model, ids, encode(model, pixels, encoder), encoder)).logits
     assert (own - ours).abs().max() < 1e-5  # measured 0; logits have a deviation of 1.7
 
 
@@ -218,7 +218,7 @@ def test_the_rest_of_the_profile_is_honoured(tiny: Path, exact_pair: Pair) -> No
     contract = Contract(runtime=Runtime(n_ctx=512, n_batch=64))
     with LlamaCppPredictor(exact_pair.text, exact_pair.mmproj, encoder_for(tiny, contract), cores=12) as side:
         assert side.n_threads == llama_cpp.llama_n_threads(side._context) == 6
-        assert llama_cpp.llama_n_ctx(side._context) == 512
+        assert llama_cpp.llama_n_ctx(side._context) == 512 * side.sequences
         assert llama_cpp.llama_n_batch(side._context) == llama_cpp.llama_n_ubatch(side._context) == 64
     with llama(tiny, exact_pair, Contract(runtime=Runtime(n_threads=3))) as side:
         assert side.n_threads == llama_cpp.llama_n_threads_batch(side._context) == 3

@@ -10,7 +10,7 @@ import scipy.stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from parity.statistics import mcnemar_exact, tango, wilson
+from parity.statistics import mcnemar_exact, noninferiority_p, pairs_needed, tango, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 30), (30, 30), (1, 7), (183, 200), (49_999, 100_000)])
@@ -109,6 +109,83 @@ def test_tango_covers_as_often_as_it_says() -> None:
     intervals = {(int(b), int(c)): tango(int(b), int(c), 200) for b, c, _ in draws}
     covered = [low <= 0.02 <= high for low, high in (intervals[int(b), int(c)] for b, c, _ in draws)]
     assert np.mean(covered) == pytest.approx(0.95, abs=0.012)
+
+
+def test_tangos_own_example_of_non_inferiority() -> None:
+    """Section 6.1: 0 and 1 of 44 pairs discordant, a margin of 0.1: Z = 1.709, p = 0.044."""
+    p = noninferiority_p(0, 1, 44, 0.1)
+    assert (round(p, 3), round(float(scipy.stats.norm.isf(p)), 3)) == (0.044, 1.709)
+
+
+@pytest.mark.parametrize(("b", "c", "n"), [(0, 0, 30), (0, 1, 44), (3, 2, 14), (10, 3, 50), (2, 9, 100), (25, 12, 200)])
+@pytest.mark.parametrize("margin", [0.03, 0.1, 0.3])
+def test_non_inferiority_equals_a_brute_force_score_test(b: int, c: int, n: int, margin: float) -> None:
+    expected = scipy.stats.norm.sf(score_z(b, c, n, -margin))
+    assert noninferiority_p(b, c, n, margin) == pytest.approx(expected, abs=1e-6)
+
+
+def test_non_inferiority_is_shown_exactly_where_tangos_interval_shows_it() -> None:
+    for n in (20, 60, 200):
+        for b, c in itertools.product(range(10), repeat=2):
+            for margin in (0.02, 0.05, 0.15):
+                assert (noninferiority_p(b, c, n, margin) < 0.025) == (tango(b, c, n)[0] > -margin)
+
+
+def test_non_inferiority_at_the_ends() -> None:
+    assert noninferiority_p(0, 5, 5, 1.0) == 1.0
+    assert noninferiority_p(0, 4, 5, 1.0) == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(ValueError, match="not possible"):
+        noninferiority_p(0, 1, 5, 0.0)
+
+
+def test_non_inferiority_errs_as_often_as_it_says() -> None:
+    """At a true difference of the margin, 2.5 % nominal: 4,000 draws of 300 pairs stay below 3.5 % (4 errors)."""
+    generator = np.random.default_rng(11)
+    draws = generator.multinomial(300, (0.02, 0.07, 0.91), size=4000)
+    known = {(int(b), int(c)): noninferiority_p(int(b), int(c), 300, 0.05) for b, c, _ in draws}
+    assert np.mean([known[int(b), int(c)] < 0.025 for b, c, _ in draws]) < 0.035
+
+
+@pytest.mark.parametrize("margin", [0.01, 0.03, 0.1])
+@pytest.mark.parametrize(
+    ("b", "c", "n"), [(0, 0, 40), (1, 1, 281), (0, 1, 281), (3, 5, 400), (8, 3, 120), (20, 20, 100)]
+)
+def test_the_pairs_needed_are_the_fewest_that_do(b: int, c: int, n: int, margin: float) -> None:
+    """Z grows as the root of the pairs; one fewer does not do, within what the numerical maximum is exact to."""
+    needed = pairs_needed(b, c, n, margin)
+    assert needed is not None
+    z = scipy.stats.norm.ppf(0.975)
+    each = score_z(b, c, n, -margin) / math.sqrt(n)
+    assert each * math.sqrt(needed) >= z - 1e-4
+    assert each * math.sqrt(needed - 1) < z + 1e-4
+    times = math.ceil(needed / n)  # so many times the sample has whole numbers, and goes through the interval itself
+    assert tango(b * times, c * times, n * times)[0] >= -margin
+    assert (tango(b, c, n)[0] >= -margin) == (needed <= n)
+
+
+@pytest.mark.parametrize(("margin", "needed"), [(0.03, 125), (0.05, 73), (0.1, 35), (0.01, 381)])
+def test_the_pairs_needed_where_none_differ(margin: float, needed: int) -> None:
+    assert pairs_needed(0, 0, 20, margin) == needed
+    assert tango(0, 0, needed)[0] >= -margin
+    assert tango(0, 0, needed - 1)[0] < -margin
+
+
+def test_no_number_shows_a_difference_that_is_beyond_the_margin() -> None:
+    assert pairs_needed(0, 3, 100, 0.02) is None
+    assert pairs_needed(0, 2, 100, 0.02) is None
+    assert pairs_needed(0, 1, 100, 0.02) is not None
+    with pytest.raises(ValueError, match="not possible"):
+        pairs_needed(1, 1, 1, 0.03)
+
+
+def test_about_half_of_the_samples_of_the_needed_size_do() -> None:
+    """What the docstring promises; 2,000 draws have a standard error of 1.1 points, and counts are lumpy."""
+    needed = pairs_needed(10, 15, 500, 0.03)
+    assert needed is not None
+    generator = np.random.default_rng(3)
+    draws = generator.multinomial(needed, (0.02, 0.03, 0.95), size=2000)
+    shown = np.mean([noninferiority_p(int(b), int(c), needed, 0.03) < 0.025 for b, c, _ in draws])
+    assert 0.4 < shown < 0.6
 
 
 @pytest.mark.parametrize("bad", [(-1, 0, 5), (3, 3, 5), (0, 0, 0)])

@@ -1,246 +1,40 @@
-"""The verdict: each gate goes red at its place, the numbers are right, and the screen says what a person must know."""
+"""The verdict's numbers: scores, flips, pairing, several runs; and that saved results give them without a model."""
 
-import io
 import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
+from sides import (
+    CONTRACTS,
+    FIVE,
+    TWO,
+    Answers,
+    change_header,
+    change_ladder,
+    change_rows,
+    gate,
+    ladder_of,
+    noisy,
+    pair,
+    results,
+    right,
+    spoil,
+)
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
-from parity.gates import GateResult
-from parity.results import Header, Results, ResultsWriter, Row, read_results
-from parity.screen import print_verdict, render_text
-from parity.statistics import mcnemar_exact, tango
-from parity.verdict import Verdict, judge, write_verdict
+from parity.judgement import Verdict
+from parity.results import ResultsWriter, Row, read_results
+from parity.screen import render_text
+from parity.statistics import mcnemar_exact, noninferiority_p, pairs_needed, tango, wilson
+from parity.verdict import belongs, find_ladder, judge, judge_runs, write_verdict
 from pipeline.contract import Contract
 from pipeline.errors import UserError
 from pipeline.files import sha256_bytes
-
-FIVE = Contract()
-TWO = Contract(labels=("day", "night"))
-THREE = Contract(labels=("red panda", "Eisbär", "물고기"))
-FORTY = Contract(labels=tuple(f"kind {chr(97 + number // 26)}{chr(97 + number % 26)}" for number in range(40)))
-CONTRACTS = pytest.mark.parametrize("contract", [TWO, THREE, FIVE, FORTY], ids=["2", "3", "5", "40"])
-
-Answers = Sequence[tuple[str, str | None]]
-"""(truth, label) of each image."""
-
-
-def results(answers: Answers, side: str = "hf", contract: Contract = FIVE, **header: object) -> Results:
-    """One side's answers; image i has the same key on every side."""
-    rows = {}
-    for number, (truth, label) in enumerate(answers):
-        key = sha256_bytes(f"image {number}".encode())
-        rows[key] = Row(
-            key=key,
-            image_id=f"image_{number:04d}",
-            rgb_sha256=key,
-            truth=truth,
-            text=" " + (label or "hmm"),
-            label=label,
-            generated_token_ids=(1,),
-            label_logprobs={name: -1.0 if name == label else -3.0 for name in contract.labels},
-            ms={"encode": 10.0, "prefill": 5.0, "generate": 5.0},
-            stop_reason="end",
-        )
-    values: dict[str, object] = {
-        "side": side,
-        "contract_sha256": contract.digest,
-        "dataset_sha256": sha256_bytes(b"dataset"),
-        "model": {"model": sha256_bytes(side.encode())},
-        "versions": {},
-        "device": {},
-        "runtime": {},
-        "prompt_token_ids": [7, -1, -1, 8, -1, -1, 9],
-        "image_slots": [[1, 2], [4, 2]],
-    }
-    return Results(Header.model_validate(values | header), rows)
-
-
-def change_rows(side: Results, change: Callable[[Row], dict[str, object]], count: int | None = None) -> Results:
-    """With the first ``count`` rows changed, all by default."""
-    rows = dict(side.rows)
-    for key in list(rows)[:count]:
-        rows[key] = rows[key].model_copy(update=change(rows[key]))
-    return replace(side, rows=rows)
-
-
-def change_header(side: Results, **values: object) -> Results:
-    return replace(side, header=side.header.model_copy(update=values))
-
-
-def right(n: int, contract: Contract = FIVE) -> list[tuple[str, str | None]]:
-    """n right answers, the labels in turn."""
-    labels = contract.labels
-    return [(labels[number % len(labels)], labels[number % len(labels)]) for number in range(n)]
-
-
-def spoil(answers: Answers, count: int, contract: Contract = FIVE, start: int = 0) -> list[tuple[str, str | None]]:
-    """With ``count`` answers turned into the next label."""
-    labels, spoilt = contract.labels, list(answers)
-    for number in range(start, start + count):
-        truth = spoilt[number][0]
-        spoilt[number] = (truth, labels[(labels.index(truth) + 1) % len(labels)])
-    return spoilt
-
-
-def noisy(n: int, contract: Contract, seed: int) -> list[tuple[str, str | None]]:
-    generator = random.Random(seed)
-    options = (*contract.labels, None)
-    return [
-        (truth, label if generator.random() < 0.8 else generator.choice(options)) for truth, label in right(n, contract)
-    ]
-
-
-def pair(n: int = 100) -> tuple[Results, Results]:
-    return results(right(n)), results(right(n), "llamacpp")
-
-
-def gate(verdict: Verdict, stage: str) -> GateResult:
-    return next(gate for gate in verdict.gates if gate.stage == stage)
-
-
-def assert_red(verdict: Verdict, stage: str, *facts: str) -> None:
-    """FAIL at ``stage``, everything before it green, and the facts in its detail."""
-    assert (verdict.status, verdict.exit_code, verdict.first_bad_stage) == ("FAIL", 1, stage)
-    stages = [one.stage for one in verdict.gates]
-    assert all(one.passed for one in verdict.gates[: stages.index(stage)])
-    for fact in facts:
-        assert fact in gate(verdict, stage).detail
-    assert verdict.cause == gate(verdict, stage).cause
-    assert verdict.cause
-    assert verdict.fix
-
-
-def test_equal_sides_pass() -> None:
-    verdict = judge(*pair(), FIVE, [GateResult(stage="letterbox", passed=True, detail="80 sizes")])
-    assert (verdict.status, verdict.exit_code, verdict.first_bad_stage) == ("PASS", 0, None)
-    assert [one.stage for one in verdict.gates] == [
-        "provenance", "letterbox", "pixels", "tokens", "answers", "accuracy",
-    ]  # fmt: skip
-    assert all(one.passed and not one.cause for one in verdict.gates)
-    assert (verdict.n, verdict.agreement, verdict.difference.points, verdict.difference.mcnemar_p) == (100, 1, 0, 1)
-    assert (verdict.cause, verdict.fix) == ("", "")
-
-
-def test_provenance() -> None:
-    ours, theirs = pair()
-    other = Contract(max_new_tokens=8)
-    assert_red(judge(ours, theirs, other), "provenance", "hf ran under contract", other.digest[:12])
-    changed = change_header(theirs, contract_sha256=other.digest)
-    assert_red(judge(ours, changed, FIVE), "provenance", "llamacpp ran under contract", other.digest[:12])
-    moved = change_header(theirs, dataset_sha256=sha256_bytes(b"other"))
-    assert_red(judge(ours, moved, FIVE), "provenance", "hf ran on dataset", sha256_bytes(b"other")[:12])
-
-
-def test_a_check_from_elsewhere_stands_behind_provenance() -> None:
-    broken = GateResult(stage="letterbox", passed=False, detail="3 of 80 sizes differ", cause="a", fix="b")
-    ours, theirs = pair()
-    swapped = change_rows(theirs, lambda row: {"rgb_sha256": sha256_bytes(row.key.encode())})
-    verdict = judge(ours, swapped, FIVE, [broken])
-    assert_red(verdict, "letterbox", "3 of 80")
-    assert not gate(verdict, "pixels").passed
-    assert_red(judge(ours, theirs, Contract(max_new_tokens=8), [broken]), "provenance")
-
-
-def test_swapped_channels_turn_pixels_red() -> None:
-    ours, theirs = pair()
-    swapped = change_rows(theirs, lambda row: {"rgb_sha256": sha256_bytes(row.key.encode())})
-    verdict = judge(ours, swapped, FIVE)
-    assert_red(verdict, "pixels", "100 of 100 canvases differ", "image_0000", "llamacpp was not given the dataset's")
-    assert "hf was not given" not in gate(verdict, "pixels").detail
-    assert "channel order" in verdict.cause
-
-
-def test_some_pixels_differ() -> None:
-    ours, theirs = pair()
-    verdict = judge(change_rows(ours, lambda _: {"rgb_sha256": "0" * 64}, 2), theirs, FIVE)
-    assert_red(verdict, "pixels", "2 of 100 canvases differ", "image_0000, image_0001", "hf was not given", "in 2")
-    assert "channel order" not in verdict.cause
-
-
-def test_both_sides_given_the_same_wrong_pixels() -> None:
-    """Equal bytes are not enough: under RGB they are the dataset's. Under BGR no hash of them is known."""
-    sides = [change_rows(side, lambda row: {"rgb_sha256": sha256_bytes(row.key.encode())}) for side in pair()]
-    assert_red(
-        judge(*sides, FIVE), "pixels", "100 of 100 canvases are the same bytes on both sides but not the dataset's"
-    )
-    bgr = Contract.model_validate({"image": {"channel_order": "bgr"}})
-    sides = [change_header(side, contract_sha256=bgr.digest) for side in sides]
-    assert judge(*sides, bgr).status == "PASS"
-
-
-def test_tokens() -> None:
-    ours, theirs = pair()
-
-    def red(ids: tuple[int, ...], slots: tuple[tuple[int, int], ...], *facts: str) -> None:
-        verdict = judge(ours, change_header(theirs, prompt_token_ids=ids, image_slots=slots), FIVE)
-        assert_red(verdict, "tokens", *facts)
-
-    both = ((1, 2), (4, 2))
-    red((7, -1, -1, 9), ((1, 2),), "tile plans differ: hf has 2 pictures, llamacpp has 1 picture")
-    red((7, -1, -1, 6, -1, -1, 9), both, "at position 3", "token 8", "token 6")
-    red((5, 7, -1, -1, 8, -1, -1, 9), both, "at position 0", "token 7", "token 5", "7 and 8 tokens")
-    red((7, -1, -1, 8, -1, -1), both, "at position 6", "token 9", "llamacpp has no more tokens")
-    red((7, -1, 3, 8, -1, -1, 9), both, "at position 2", "a picture", "token 3")
-    red((7, -1, -1, 8, -1, -1, 9), ((1, 2), (4, 1)), "picture 2 takes 2 positions from 4")
-
-
-def test_answers_read_by_another_rule() -> None:
-    ours, theirs = pair()
-    verdict = judge(ours, change_rows(theirs, lambda _: {"text": " Fire and water"}, 3), FIVE)
-    # image 0 is water and reads as water, which comes first in the contract
-    assert_red(verdict, "answers", "llamacpp read 2 of 100", "image_0001", "' Fire and water' as land, not as water")
-
-
-@pytest.mark.parametrize("better", [False, True])
-@pytest.mark.parametrize(
-    ("n", "apart", "margin", "status"),
-    [
-        (100, 3, 3.0, "PASS"),
-        (100, 4, 3.0, "FAIL"),
-        (200, 6, 3.0, "PASS"),
-        (200, 7, 3.0, "FAIL"),
-        (1000, 1, 0.1, "PASS"),  # 0.1 as a float is more than a tenth, 100 * 1 / 1000 is not
-        (1000, 7, 0.7, "PASS"),  # 0.7 as a float is less than seven tenths
-        (1000, 8, 0.7, "FAIL"),
-        (300, 1, 0.33, "FAIL"),
-        (100, 100, 100.0, "PASS"),
-    ],
-)
-def test_the_margin_is_exact_both_ways(n: int, apart: int, margin: float, status: str, better: bool) -> None:
-    contract = Contract.model_validate({"gate": {"margin_points": margin}})
-    good, bad = right(n), spoil(right(n), apart)
-    ours, theirs = (bad, good) if better else (good, bad)
-    verdict = judge(results(ours, contract=contract), results(theirs, "llamacpp", contract), contract)
-    assert verdict.status == status
-    assert gate(verdict, "accuracy").passed == (status == "PASS")
-    assert verdict.difference.points == pytest.approx((1 if better else -1) * 100 * apart / n)
-    if status == "FAIL":
-        assert_red(verdict, "accuracy", f"of {n}")
-
-
-def test_the_likely_cause_of_a_lost_accuracy() -> None:
-    good = results(right(100))
-    silent = [(truth, None) for truth, _ in right(100)]
-    assert "without its adapter" in judge(good, results(silent, "llamacpp"), FIVE).cause
-    stuck: Answers = [(truth, "wood") for truth, _ in right(100)]
-    verdict = judge(good, results(stuck, "llamacpp"), FIVE)
-    assert "llamacpp says wood to 100 of 100" in verdict.cause
-    assert "mmproj" in verdict.fix
-    broken = change_rows(results(stuck, "llamacpp"), lambda _: {"label_logprobs": {"fire": None}}, 9)
-    verdict = judge(good, broken, FIVE)
-    assert "no numbers in 9 of 100" in verdict.cause
-    assert "9 of 100 images have log-probabilities that are not finite numbers" in verdict.notes
-    assert "quantization" in judge(good, results(spoil(right(100), 40), "llamacpp"), FIVE).cause
-    assert "hf says wood to 100" in judge(results(stuck), results(right(100), "llamacpp"), FIVE).cause
 
 
 def test_flips_and_agreement() -> None:
@@ -265,7 +59,10 @@ def test_flips_and_agreement() -> None:
     ]  # fmt: skip
     assert verdict.difference.mcnemar_p == mcnemar_exact(1, 26)
     low, high = tango(1, 26, 60)
-    assert (verdict.difference.low, verdict.difference.high) == (100 * low, 100 * high)
+    d = verdict.difference
+    assert (d.low, d.high, d.won, d.lost) == (100 * low, 100 * high, 1, 26)
+    assert d.p_inferior == noninferiority_p(1, 26, 60, 0.03)
+    assert d.needed is pairs_needed(1, 26, 60, 0.03) is None
 
 
 @CONTRACTS
@@ -280,6 +77,9 @@ def test_scores_equal_scikit_learn(contract: Contract) -> None:
     ours = [(one.precision, one.recall, one.f1, one.support) for one in side.per_class]
     np.testing.assert_allclose(ours, np.transpose(scores), rtol=1e-12)
     assert [list(row) for row in side.confusion] == confusion_matrix(truths, given, labels=[*labels, ""])[:-1].tolist()
+    assert [(one.recall_low, one.recall_high) for one in side.per_class] == [
+        wilson(round(one.recall * one.support), one.support) for one in side.per_class
+    ]
     assert side.unanswered == given.count("") == sum(row[-1] for row in side.confusion)
     assert side.correct == sum(truth == label for truth, label in answers)
 
@@ -350,13 +150,69 @@ def test_speed_is_what_the_side_timed() -> None:
     assert "-" in render_text(untimed)
 
 
-def test_notes_say_what_weakens_a_pass() -> None:
-    assert judge(*pair(400), FIVE).notes == ()
-    (note,) = judge(*pair(20), FIVE).notes
-    assert "20 images cannot rule out a difference of 16.1 points" in note
-    chance: Answers = [(truth, "wood") for truth, _ in right(400)]
-    (note,) = judge(results(chance), results(chance, "llamacpp"), FIVE).notes
-    assert "hf is no better than always giving the commonest label (80 of 400)" in note
+def test_notes_say_what_weakens_a_verdict() -> None:
+    ours, theirs = pair()
+    assert len(judge(ours, theirs, FIVE).notes) == 2
+    known = [change_header(side, weights_sha256="1" * 64) for side in (ours, theirs)]
+    assert judge(*known, FIVE).notes == ("without a ladder no stage between canvas and answer was compared",)
+    ladder = ladder_of(*known)
+    assert judge(*known, FIVE, (), ladder).notes == ()
+    part = replace(ladder, rows=dict(list(ladder.rows.items())[:50]))
+    verdict = judge(*known, FIVE, (), part)
+    assert verdict.notes == ("the ladder was walked for 50 of 200 images",)
+    assert gate(verdict, "embeddings").samples == 50
+
+
+def test_a_ladder_of_other_images_measures_nothing() -> None:
+    ours, theirs = pair()
+    strange = ladder_of(results([("water", "land")] * 3, "hf"), results([("water", "land")] * 3))
+    rows = {sha256_bytes(key.encode()): row for key, row in strange.rows.items()}
+    verdict = judge(ours, theirs, FIVE, (), replace(strange, rows=rows))
+    assert gate(verdict, "embeddings").status == "not measured"
+
+
+def test_several_runs_are_judged_by_the_worst() -> None:
+    ours = results(right(400))
+    candidates = [(f"run {bad}", results(spoil(right(400), bad), "llamacpp")) for bad in (0, 4, 20)]
+    verdict = judge_runs(ours, candidates, FIVE)
+    assert verdict.status == "FAIL"
+    assert verdict.difference.lost == 20
+    runs = verdict.runs
+    assert runs is not None
+    assert [(run.name, run.points, run.status) for run in runs.runs] == [
+        ("run 0", 0, "PASS"), ("run 4", -1, "PASS"), ("run 20", -5, "FAIL"),
+    ]  # fmt: skip
+    points = [0, -1, -5]
+    assert (runs.mean_points, runs.sd_points) == pytest.approx((np.mean(points), np.std(points, ddof=1)))
+    assert (runs.unstable, runs.n) == (20, 400)
+    text = " ".join(render_text(verdict).split())
+    assert "mean -2.00, standard deviation 2.65 points; 20 of 400 images are not answered alike" in text
+    assert judge_runs(ours, candidates[:1], FIVE) == judge(ours, candidates[0][1], FIVE)
+
+
+def test_a_refused_run_is_worse_than_a_failed_one_and_an_open_one_than_a_passed_one() -> None:
+    ours, good = pair()
+    refused = change_header(good, dataset_sha256=sha256_bytes(b"other"))
+    failed = results(spoil(right(200), 50), "llamacpp")
+    open_run = results(spoil(right(200), 3), "llamacpp")
+    for candidates, status in (
+        ([failed, refused, good], "REFUSED"),
+        ([good, failed, open_run], "FAIL"),
+        ([good, open_run], "INCONCLUSIVE"),
+        ([good, good], "PASS"),
+    ):
+        assert judge_runs(ours, [(str(i), one) for i, one in enumerate(candidates)], FIVE).status == status
+
+
+def test_a_ladder_is_used_for_its_own_run_alone() -> None:
+    ours, theirs = pair()
+    again = change_header(theirs, device={"host": "other"})
+    ladder = change_ladder(ladder_of(ours, theirs), lambda row: {"logits_kl": 0.5})
+    assert belongs(ladder, ours, theirs)
+    assert not belongs(ladder, ours, again)
+    verdict = judge_runs(ours, [("other", again), ("own", theirs)], FIVE, (), ladder)
+    assert verdict.runs is not None
+    assert [run.status for run in verdict.runs.runs] == ["PASS", "FAIL"]
 
 
 def test_a_saved_verdict_holds_everything(tmp_path: Path) -> None:
@@ -376,78 +232,30 @@ def test_a_saved_verdict_holds_everything(tmp_path: Path) -> None:
     assert data["candidate_header"]["model"] == {"model": sha256_bytes(b"llamacpp")}
 
 
-@CONTRACTS
-@pytest.mark.parametrize("width", [80, 100])
-def test_the_screen_has_the_facts(contract: Contract, width: int) -> None:
-    ours = results(noisy(120, contract, seed=6), contract=contract)
-    theirs = results(noisy(120, contract, seed=7), "llamacpp", contract)
-    verdict = judge(ours, theirs, contract)
-    text = render_text(verdict, width)
-    assert "\x1b" not in text
-    assert max(len(line) for line in text.splitlines()) <= width
-    joined = " ".join(text.split())
-    d, flips = verdict.difference, verdict.flips
-    for fact in (
-        f"{verdict.status} ",
-        "120 images",
-        "Hugging Face llama.cpp",
-        f"accuracy {verdict.reference.accuracy:.2%} {verdict.candidate.accuracy:.2%}",
-        f"macro F1 {verdict.reference.macro_f1:.4f} {verdict.candidate.macro_f1:.4f}",
-        "images/s 50.00 50.00",
-        "seconds 2.4 2.4",
-        f"{d.points:+.2f} points, 95 % interval {d.low:+.2f} to {d.high:+.2f} (Tango), margin 3",
-        f"{verdict.agreement:.2%}",
-        f"{flips.right_to_wrong.count} right → wrong, {flips.wrong_to_right.count} wrong → right,",
-        flips.right_to_wrong.examples[0].image_id,
-        *(f"{'✓ ok' if one.passed else '✗ RED'} {one.stage}" for one in verdict.gates),
-    ):
-        assert fact in joined, fact
-    assert ("Confusion" in text) == (contract is not FORTY)
-    assert ("Commonest confusions" in text) == (contract is FORTY)
-
-
-def test_the_screen_tells_what_to_do_on_fail_alone() -> None:
-    ours, theirs = pair()
-    failed = judge(ours, change_header(theirs, image_slots=((1, 2),)), FIVE)
-    text = " ".join(render_text(failed).split())
-    assert "FAIL the sides part at: tokens" in text
-    assert f"likely {failed.cause} do {failed.fix}" in text
-    passed = render_text(judge(ours, theirs, FIVE))
-    assert "PASS" in passed
-    assert "What to do" not in passed
-
-
-def test_matrices_stand_side_by_side_where_they_fit() -> None:
-    verdict = judge(*pair(), FIVE)
-    side_by_side = [line for line in render_text(verdict, 80).splitlines() if line.count("1 water") == 2]
-    assert len(side_by_side) == 1
-    narrow = render_text(verdict, 60).splitlines()
-    assert sum("1 water" in line for line in narrow) == 2
-
-
-def test_printing_survives_any_terminal() -> None:
-    hostile = "\x1b[31m[bold]x[/bold] :smile: \r\n"
-    ours, theirs = (change_rows(side, lambda _: {"image_id": hostile}, 1) for side in pair())
-    theirs = change_rows(theirs, lambda _: {"label": "metal", "text": "metal"}, 1)
-    verdict = judge(ours, theirs, FIVE)
-    assert "?[31m[bold]x[/bold] :smile: ??" in render_text(verdict)
-    for encoding in ("ascii", "latin-1", "utf-8"):
-        raw = io.BytesIO()
-        file = io.TextIOWrapper(raw, encoding=encoding)
-        print_verdict(verdict, Console(file=file, width=80))
-        file.flush()
-        text = raw.getvalue().decode(encoding)
-        assert "PASS" in text
-        assert "ok   provenance" in text or "ok  provenance" in text
-        assert "\x1b" not in text
-    terminal = io.StringIO()
-    print_verdict(verdict, Console(file=terminal, width=80, force_terminal=True, color_system="standard"))
-    assert "\x1b[" in terminal.getvalue()
-
-
 def test_judging_needs_no_heavy_library() -> None:
     heavy = ["torch", "transformers", "llama_cpp", "sklearn", "matplotlib", "numpy", "scipy", "PIL"]
-    code = f"import sys, parity.screen, parity.verdict; print([name for name in {heavy} if name in sys.modules])"
+    modules = "parity.screen, parity.verdict, parity.diff, parity.baseline"
+    code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
     root = Path(__file__).parents[2]
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert run.stdout.strip() == "[]"
+
+
+def test_the_ladder_beside_the_reference_is_taken_where_it_is_of_these_runs(tmp_path: Path) -> None:
+    ours, theirs = pair(10)
+    again = change_header(theirs, device={"host": "other"})
+    path = tmp_path / "hf.results.jsonl"
+    assert find_ladder(None, path, ours, [theirs]) is None
+    ladder = ladder_of(ours, theirs)
+    lines = [ladder.header.model_dump_json(), *(row.model_dump_json() for row in ladder.rows.values())]
+    (tmp_path / "ladder.jsonl").write_text("\n".join(lines) + "\n")
+    assert find_ladder(None, path, ours, [theirs]) == ladder
+    assert find_ladder(None, path, ours, [again, theirs]) == ladder
+    assert find_ladder(None, path, ours, [again]) is None
+    elsewhere = tmp_path / "other" / "hf.results.jsonl"
+    assert find_ladder(None, elsewhere, ours, [theirs]) is None
+    assert find_ladder(tmp_path / "ladder.jsonl", elsewhere, ours, [theirs]) == ladder
+    with pytest.raises(UserError, match=r"ladder\.jsonl was measured between other runs"):
+        find_ladder(tmp_path / "ladder.jsonl", path, ours, [again])
+    with pytest.raises(UserError, match=r"none\.jsonl"):
+        find_ladder(tmp_path / "none.jsonl", path, ours, [theirs])

@@ -42,6 +42,10 @@ PHONE: dict[str, Any] = {
     "runtime.flash_attn": True,
     "runtime.n_threads": None,
     "gate.margin_points": 3.0,
+    "gate.noise_factor": 1.0,
+    "gate.class_margin_points": 10.0,
+    "gate.recall_floors": {},
+    "gate.baseline_factor": 1.5,
 }
 
 # Another legal value for each of them.
@@ -72,6 +76,10 @@ OTHER: dict[str, Any] = {
     "runtime.flash_attn": False,
     "runtime.n_threads": 4,
     "gate.margin_points": 1.0,
+    "gate.noise_factor": 2.0,
+    "gate.class_margin_points": 5.0,
+    "gate.recall_floors": {"fire": 0.5},
+    "gate.baseline_factor": 2.0,
 }
 ALONG: dict[str, dict[str, Any]] = {  # what else must be set for a value of OTHER to be legal
     "media_marker": {"prompt_template": "<image_here> What is it?"},
@@ -83,7 +91,7 @@ ONE_VALUE = {"sampling", "context"}
 def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in data.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
     return found
 
 
@@ -186,6 +194,10 @@ def test_a_contract_cannot_be_changed() -> None:
         ({"tiling.grid": 0}, ["tiling.grid"]),
         ({"tiling.grid": 7}, ["tiling.grid"]),
         ({"gate.margin_points": 0.0}, ["gate.margin_points"]),
+        ({"gate.noise_factor": 0.0}, ["gate.noise_factor"]),
+        ({"gate.baseline_factor": 0.9}, ["gate.baseline_factor"]),
+        ({"gate.recall_floors": {"fire": 1.5}}, ["'fire'", "at most 1"]),
+        ({"gate.recall_floors": {"ice": 0.5}}, ["gate.recall_floors", "'ice'", "none of the labels"]),
         ({"name": "../elsewhere"}, ["name"]),
         ({"schema_version": 2}, ["schema_version"]),
     ],

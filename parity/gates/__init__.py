@@ -1,0 +1,10 @@
+"""The checks that lead to a verdict, in the order in which a picture becomes an answer.
+
+    inputs.py   provenance, runtime, pixels, tokens: what the two sides were given
+    ladder.py   decoded, tiles, embeddings, logits, generation: what each stage made of it
+    limits.py   what the ladder's numbers may be
+    scores.py   answers, accuracy, classes, baseline: what came out
+
+Each compares one thing of two sides that answered the same images. The first that is red is where the sides part; what
+comes after it is likely to be red because of it. Causes and fixes are likely ones: a gate sees results, not programs.
+"""

@@ -1,0 +1,399 @@
+"""What each stage made of the same input, from a walked ladder: decoded, tiles, embeddings, logits, generation.
+
+Logits and generation are judged, roughly, from the two sides' rows where no ladder was walked.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from parity.gates.common import Pair, greatest, named, result
+from parity.gates.limits import (
+    GENERATION_SHARE,
+    LABELS_KL,
+    LEAST_FLOATS,
+    SHARE_BEYOND,
+    Limits,
+    embeddings_comparable,
+    tiles_equal,
+)
+from parity.judgement import GateResult
+from parity.results import Row
+from parity.stages import Ladder, Measured, Spread
+from parity.statistics import wilson
+from pipeline.contract import Contract, Gate
+
+NO_LADDER = "no ladder was walked: `parity run` writes one beside the results"
+ROUNDING_LEVELS = 2
+"""A byte that is at most this far off comes of rounding or of another resampling filter on a smooth picture."""
+SWAPPED_SHARE = 0.68
+"""Swapping red and blue changes at most two bytes of three."""
+
+
+def decoded(ladder: Ladder | None) -> GateResult:
+    """S0: both sides' own decoders made the same bytes of the file."""
+    rows = _rows(ladder)
+    own = [row for row in rows if row.decoded_equal is not None]
+    if not own:
+        detail = "no side but one decoded the files: both were given the same canvases" if rows else NO_LADDER
+        return result("decoded", "not measured", detail)
+    return _equality(
+        "decoded",
+        own,
+        [row for row in own if not row.decoded_equal],
+        "pictures decoded to other bytes",
+        f"{len(own)} of {len(own)} files were decoded to the same bytes",
+        "a decoder differs: another JPEG library, an ignored orientation tag, colour space or transparency",
+        "decode the files named on both sides and compare size and first differing byte; see contract.image",
+    )
+
+
+def _equality(
+    stage: str, rows: Sequence[Measured], unequal: Sequence[Measured], metric: str, good: str, cause: str, fix: str
+) -> GateResult:
+    numbers: dict[str, Any] = {
+        "metric": metric,
+        "value": float(len(unequal)),
+        "limit": 0.0,
+        "samples": len(rows),
+        "beyond": len(unequal),
+        "worst": greatest([(1.0, row.image_id, row.key) for row in unequal]),
+    }
+    if not unequal:
+        return result(stage, "green", good, **numbers)
+    detail = f"{len(unequal)} of {len(rows)} {metric}, {named([row.image_id for row in unequal])}"
+    return result(stage, "red", detail, cause, fix, **numbers)
+
+
+def tiles(ladder: Ladder | None, contract: Contract) -> GateResult:
+    """S2: the vision encoder is given as many pictures, the same bytes, the same floats."""
+    rows = _rows(ladder)
+    if not rows:
+        return result("tiles", "not measured", NO_LADDER)
+    bad = [row for row in rows if not tiles_equal(row)]
+    number = [row for row in bad if row.tiles[0] != row.tiles[1]]
+    shape = [row for row in bad if row not in number and (row.tiles_bytes is None or row.tiles_floats is None)]
+    other = [row for row in bad if row.tiles_bytes]
+    largest = max((row.tiles_bytes or 0 for row in rows), default=0)
+    numbers: dict[str, Any] = {
+        "metric": "largest difference of a byte, 0..255",
+        "value": float(largest) if not number and not shape else None,
+        "limit": 0.0,
+        "samples": len(rows),
+        "beyond": len(bad),
+        "worst": greatest([(float(row.tiles_bytes or 1), row.image_id, row.key) for row in bad]),
+    }
+    if not bad:
+        detail = f"{rows[0].tiles[0]} pictures, the same bytes and floats, in {len(rows)} of {len(rows)} images"
+        return result("tiles", "green", detail, **numbers)
+    where = f"{len(bad)} of {len(rows)} images, {named([row.image_id for row in bad])}"
+    if number:
+        ours, theirs = number[0].tiles
+        return result(
+            "tiles",
+            "red",
+            f"the reference's encoder is given {_pictures(ours)}, the candidate's {_pictures(theirs)}, in"
+            f" {len(number)} of {len(rows)} images",
+            f"libmtmd made {_plan(theirs)}, Hugging Face {_plan(ours)}, and the contract has {contract.tiling}",
+            "set contract.tiling to the plan that the app runs and train with it, or export with a preproc_image_size"
+            " that gives the contract's plan",
+            **numbers,
+        )
+    if shape:
+        return result(
+            "tiles",
+            "red",
+            f"the pictures have other sizes, or floats that are no numbers, in {where}",
+            "the mmproj's tile size or its mean and standard deviation are not those of the image processor",
+            "compare image_size, image_mean and image_std in the mmproj with preprocessor_config.json",
+            **numbers,
+        )
+    if other:
+        share = max(row.tiles_bytes_share or 0.0 for row in other)
+        detail = f"bytes differ by up to {largest} of 255, in up to {share:.1%} of a picture's bytes, in {where}"
+        if largest <= ROUNDING_LEVELS:
+            cause = "one or two levels are another resampling filter or another rounding between canvas and tile"
+            fix = "make the canvas as large as the tile (no resampling), or train with the filter that libmtmd has"
+        elif any(not row.pixels_equal for row in other):
+            cause = "the canvases differ already (pixels): the tiles only follow"
+            fix = "mend the pixels first"
+        elif share <= SWAPPED_SHARE:
+            cause = "up to two bytes of three differ much, as with red and blue swapped on the way to the encoder"
+            fix = "hand libmtmd R, G, B bytes, or set contract.image.channel_order to what the app does and train"
+        else:
+            cause = "nearly all bytes differ much: another crop, offset or size of the picture inside its tile"
+            fix = "save both sides' tiles of the images named and compare them; see the tile plan and the padding"
+        return result("tiles", "red", detail, cause, fix, **numbers)
+    floats = max(row.tiles_floats or 0.0 for row in bad)
+    numbers |= {"metric": "largest difference of the normalized floats", "value": floats, "limit": LEAST_FLOATS}
+    numbers["worst"] = greatest([(row.tiles_floats or 0.0, row.image_id, row.key) for row in bad])
+    return result(
+        "tiles",
+        "red",
+        f"the bytes are equal and the normalized floats differ by up to {floats:.2g}, in {where}",
+        "the mean or the standard deviation of the normalization differs",
+        "compare clip.vision.image_mean and image_std in the mmproj with preprocessor_config.json, and export again",
+        **numbers,
+    )
+
+
+def _pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count} pictures"
+
+
+def _plan(count: int) -> str:
+    """The tile plan that gives so many pictures."""
+    grid = math.isqrt(max(count - 1, 0))
+    if count == 1:
+        return "the overview alone (1 picture)"
+    return f"{grid}x{grid} + overview ({count} pictures)" if grid * grid == count - 1 else _pictures(count)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What a gate of a distance says."""
+
+    stage: str
+    metric: str
+    unit: str
+    not_finite: tuple[str, str]
+    too_far: tuple[str, str]
+
+
+_EMBEDDINGS = _Words(
+    stage="embeddings",
+    metric="median relative error of the picture's embeddings",
+    unit="",
+    not_finite=(
+        "the vision half's arithmetic overflows, or its weights hold values that are no numbers",
+        "export the mmproj as F32 instead of F16, and look for inf and nan in the merged weights",
+    ),
+    too_far=(
+        "the tiles are the same, so the vision half differs: a stale mmproj, its weights, or its layer-norm epsilon",
+        "export the mmproj again from the merged model, with layer_norm_eps written into its config; if it stays red,"
+        " export it as F32: green then means its quantization",
+    ),
+)
+_LOGITS = _Words(
+    stage="logits",
+    metric="median KL of the next token over the vocabulary",
+    unit=" nats",
+    not_finite=(
+        "the language half's arithmetic overflows, or its weights hold values that are no numbers",
+        "export with another type (F32 instead of F16), or run with a KV cache of type f16, to find the part",
+    ),
+    too_far=(
+        "the picture's embeddings agree, so the language half differs: an adapter dropped in the merge or the export,"
+        " swapped tensors, too coarse a quantization, or the KV cache's type",
+        "export to F16 and run with a KV cache of type f16: red as well means the wrong weights (merge and export"
+        " again), green means the quantization",
+    ),
+)
+
+
+def embeddings(ladder: Ladder | None, limits: Limits | None) -> GateResult:
+    """S4: what the vision half made of the picture, as near as the noise floor and the types allow."""
+    rows = _rows(ladder)
+    if not ladder or not limits or not rows:
+        return result("embeddings", "not measured", NO_LADDER)
+    comparable = [row for row in rows if embeddings_comparable(row)]
+    if not comparable:
+        return result("embeddings", "not measured", "nothing to compare: tiles or tokens differ in every image")
+    cosine = min((row.embeddings_cosine for row in comparable if row.embeddings_cosine is not None), default=None)
+    more = "" if cosine is None else f"; smallest cosine of a token {cosine:.6f}"
+    return _distance(
+        _EMBEDDINGS,
+        [(row.embeddings_error, row) for row in comparable],
+        (limits.embeddings, limits.embeddings_each),
+        ladder.header.floor.embeddings_error,
+        more,
+        earlier=None if all(tiles_equal(row) for row in comparable) else "tiles",
+    )
+
+
+def logits(pairs: Sequence[Pair], ladder: Ladder | None, limits: Limits | None, gate: Gate) -> GateResult:
+    """S5: the next token's distribution, as near as the noise floor and the types allow."""
+    rows = _rows(ladder)
+    if not ladder or not limits or not rows:
+        return _label_logits(pairs, gate)
+    top = sum(not row.logits_top1_equal for row in rows)
+    over_labels = [row.logits_kl_labels for row in rows if row.logits_kl_labels is not None]
+    largest = [row.logits_max for row in rows if row.logits_max is not None]
+    more = f"; the likeliest token differs in {top} of {len(rows)}"
+    if over_labels:
+        more += f"; KL over the labels {median(over_labels):.2g}"
+    if largest:
+        more += f"; largest logit difference {max(largest):.2g} standard deviations"
+    errors = [math.inf if row.embeddings_error is None else row.embeddings_error for row in rows]
+    return _distance(
+        _LOGITS,
+        [(row.logits_kl, row) for row in rows],
+        (limits.logits, limits.logits_each),
+        ladder.header.floor.logits_kl,
+        more,
+        earlier="embeddings" if median(errors) > limits.embeddings else None,
+    )
+
+
+def _distance(
+    words: _Words,
+    measured: Sequence[tuple[float | None, Measured]],
+    limits: tuple[float, float],
+    floor: Spread,
+    more: str,
+    earlier: str | None,
+) -> GateResult:
+    """Red: a value that is no number, a median beyond its limit, or many images beyond their own.
+
+    ``earlier``: the stage at which the inputs of this one differ already.
+    """
+    limit, each = limits
+    n = len(measured)
+    broken = [row for value, row in measured if value is None]
+    finite = [(value, row) for value, row in measured if value is not None]
+    beyond = [row for value, row in finite if value > each]
+    middle = median(value for value, _ in finite) if finite else None
+    numbers: dict[str, Any] = {
+        "metric": words.metric,
+        "value": middle,
+        "limit": limit,
+        "floor": floor.median,
+        "samples": n,
+        "beyond": len(beyond) + len(broken),
+        "worst": greatest([(value, row.image_id, row.key) for value, row in finite]),
+    }
+    if broken:
+        detail = (
+            f"{len(broken)} of {n} images give values that are no numbers, {named([row.image_id for row in broken])}"
+        )
+        return result(words.stage, "red", detail, *words.not_finite, **numbers)
+    assert middle is not None  # at least one image, none broken
+    detail = f"median {middle:.2g}{words.unit}, {len(beyond)} of {n} images beyond {each:.2g} on their own{more}"
+    if middle <= limit and len(beyond) <= SHARE_BEYOND * n:
+        return result(words.stage, "green", detail, **numbers)
+    cause, fix = words.too_far
+    if earlier:
+        cause, fix = f"the {earlier} differ already: this only follows", f"mend the {earlier} first"
+    return result(words.stage, "red", detail, cause, fix, **numbers)
+
+
+def _label_logits(pairs: Sequence[Pair], gate: Gate) -> GateResult:
+    """Without a ladder: KL over the labels, from the log-probabilities in the rows."""
+    found = [(label_kl(a, b), a) for a, b in pairs if len(a.label_logprobs.keys() & b.label_logprobs.keys()) > 1]
+    if not found:
+        return result("logits", "not measured", "a side has no log-probabilities of the labels, and " + NO_LADDER)
+    broken = [row for value, row in found if value is None]
+    finite = [(value, row) for value, row in found if value is not None]
+    limit = LABELS_KL * gate.noise_factor
+    middle = median(value for value, _ in finite) if finite else None
+    beyond = sum(value > limit for value, _ in finite)
+    numbers: dict[str, Any] = {
+        "metric": "median KL of the next token over the labels",
+        "value": middle,
+        "limit": limit,
+        "samples": len(found),
+        "beyond": beyond + len(broken),
+        "worst": greatest([(value, row.image_id, row.key) for value, row in finite]),
+    }
+    if broken:
+        detail = (
+            f"{len(broken)} of {len(found)} images give log-probabilities that are no numbers,"
+            f" {named([row.image_id for row in broken])}"
+        )
+        return result("logits", "red", detail, *_LOGITS.not_finite, **numbers)
+    assert middle is not None  # at least one image, none broken
+    detail = f"median {middle:.2g} nats over the labels, {beyond} of {len(found)} images beyond the limit; {NO_LADDER}"
+    if middle <= limit:
+        return result("logits", "green", detail, **numbers)
+    cause = (
+        "the sides are not sure of the same labels: an adapter dropped in the merge or the export, an mmproj of another"
+        " model, or too coarse a quantization"
+    )
+    return result("logits", "red", detail, cause, _LOGITS.too_far[1], **numbers)
+
+
+def label_kl(a: Row, b: Row) -> float | None:
+    """KL over the labels that both have, each side's made to sum to 1, nats; None where a value is no number."""
+    labels = [label for label in a.label_logprobs if label in b.label_logprobs]
+    sides = []
+    for row in (a, b):
+        values = [row.label_logprobs[label] for label in labels]
+        if any(value is None for value in values):
+            return None
+        known = [value for value in values if value is not None]
+        top = max(known)
+        total = top + math.log(sum(math.exp(value - top) for value in known))
+        sides.append([value - total for value in known])
+    return max(sum(math.exp(x) * (x - y) for x, y in zip(*sides, strict=True)), 0.0)
+
+
+def generation(pairs: Sequence[Pair], ladder: Ladder | None) -> GateResult:
+    """S6: where the labels are equal, so are the generated tokens, but for the few that the noise floor shows."""
+    stage = "generation"
+    equal = [pair for pair in pairs if pair[0].label == pair[1].label]
+    if not equal:
+        return result(stage, "not measured", "no image has the same label on both sides")
+    unequal = [(a, b) for a, b in equal if a.generated_token_ids != b.generated_token_ids]
+    floor = ladder.header.floor if ladder else None
+    noise = floor.generated_differ / floor.samples if floor else None
+    numbers: dict[str, Any] = {
+        "metric": "share of equal labels with other generated tokens, lower end of its 95 % interval",
+        "value": wilson(len(unequal), len(equal))[0],
+        "limit": max(noise or 0.0, GENERATION_SHARE),
+        "floor": noise,
+        "samples": len(equal),
+        "beyond": len(unequal),
+        "worst": greatest([(_apart(a, b), a.image_id, a.key) for a, b in unequal]),
+    }
+    share = len(unequal) / len(equal)
+    detail = f"{len(unequal)} of {len(equal)} images with equal labels have other generated tokens ({share:.1%})"
+    if numbers["value"] <= numbers["limit"]:
+        return result(stage, "green", detail, **numbers)
+    detail += (
+        f", {named([a.image_id for a, _ in unequal])}: {unequal[0][0].text[:40]!r} and {unequal[0][1].text[:40]!r}"
+    )
+    return result(stage, "red", detail, *_why_generated(unequal), **numbers)
+
+
+def _apart(a: Row, b: Row) -> float:
+    """Tokens from the first difference on, of the longer one."""
+    x, y = a.generated_token_ids, b.generated_token_ids
+    common = next((i for i, (one, other) in enumerate(zip(x, y, strict=False)) if one != other), min(len(x), len(y)))
+    return float(max(len(x), len(y)) - common)
+
+
+def _why_generated(unequal: Sequence[Pair]) -> tuple[str, str]:
+    """(cause, fix) by what most of them look like."""
+    kinds: dict[str, Callable[[Row, Row], bool]] = {
+        "endless": lambda a, b: a.stop_reason == "end" and b.stop_reason == "length",
+        "reference endless": lambda a, b: a.stop_reason == "length" and b.stop_reason == "end",
+        "longer": lambda a, b: b.generated_token_ids[: len(a.generated_token_ids)] == a.generated_token_ids,
+    }
+    counts = Counter(next((kind for kind, holds in kinds.items() if holds(a, b)), "other") for a, b in unequal)
+    kind = counts.most_common(1)[0][0]
+    if kind == "endless":
+        return (
+            "the end token is not recognised: llama.cpp goes on to max_new_tokens",
+            "set tokenizer.ggml.eos_token_id in the GGUF to the token that ends the trained answers, and export again",
+        )
+    if kind == "reference endless":
+        return (
+            "the reference does not stop at the end token, and the candidate does",
+            "train with the end token in the loss, and give generate() the same end token as the GGUF has",
+        )
+    if kind == "longer":
+        return (
+            "the candidate writes more after the label: another end token or another max_new_tokens",
+            "compare the end tokens of tokenizer and GGUF, and max_new_tokens on both sides",
+        )
+    return (
+        "the labels are read alike out of other tokens: another sampling, case or white space",
+        "see that both sides decode greedily, without penalties, from the same prompt",
+    )
+
+
+def _rows(ladder: Ladder | None) -> list[Measured]:
+    return list(ladder.rows.values()) if ladder else []

@@ -1,0 +1,177 @@
+"""Numbers to places: what the page's drawings need, in percent of their width or in the units of a view box."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from parity.judgement import GateResult, Verdict
+from parity.report.rows import Pair, margin
+from parity.stages import RUNGS
+
+
+def nice_step(span: float, steps: int) -> float:
+    """The 1, 2 or 5 times a power of ten that cuts ``span`` into at most ``steps`` parts."""
+    rough = span / steps
+    power = float(10 ** math.floor(math.log10(rough)))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A straight scale; places are percent of the drawing's width, 0..100."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+    def at(self, value: float) -> float:
+        """Where a value stands; beyond the ends, the end."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(100 * min(max(share, 0.0), 1.0), 3)
+
+
+def axis(values: Iterable[float], steps: int = 6, floor: float = -math.inf, ceiling: float = math.inf) -> Axis:
+    """A scale with round ends around the values, not beyond ``floor`` and ``ceiling``."""
+    known = list(values)
+    low, high = min(known), max(known)
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    step = nice_step(high - low, steps)
+    start, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    low, high = max(start * step, floor), min(end * step, ceiling)
+    ticks = tuple(round(number * step, 10) for number in range(start, end + 1))
+    return Axis(low, high, tuple(tick for tick in ticks if low <= tick <= high))
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A rung's number on a logarithmic scale, places in percent."""
+
+    value: float
+    limit: float | None
+    floor: float | None
+    decades: tuple[tuple[float, str], ...]
+    """(place, text) of the powers of ten."""
+
+
+ZERO_END = 12.0
+"""Percent of a rung's scale that lie before its first power of ten; 0 stands at the very left."""
+
+
+def bar(gate: GateResult) -> Bar | None:
+    """None where the check has no number."""
+    if gate.value is None:
+        return None
+    given = [abs(v) for v in (gate.value, gate.limit, gate.floor) if v is not None and math.isfinite(v)]
+    known = [v for v in given if v > 0] or [1.0]
+    # At least two decades, and room for the marks at both ends.
+    low, high = math.floor(math.log10(min(known)) - 0.1), math.ceil(math.log10(max(known)) + 0.1)
+    high = max(high, low + 2)
+
+    def at(value: float) -> float:
+        size = abs(value)
+        if size == 0:
+            return 0.0
+        if not math.isfinite(size):
+            return 100.0
+        return round(ZERO_END + (100 - ZERO_END) * (math.log10(size) - low) / (high - low), 3)
+
+    step = max(1, math.ceil((high - low) / 4))
+    ticks = [(at(10.0**power), power_of_ten(power)) for power in range(low, high + 1, step)]
+    return Bar(
+        value=at(gate.value),
+        limit=None if gate.limit is None else at(gate.limit),
+        floor=None if gate.floor is None else at(gate.floor),
+        decades=((0.0, "0"), *ticks),
+    )
+
+
+def power_of_ten(exponent: int) -> str:
+    """As a number where that is short."""
+    return f"{10.0**exponent:g}" if -4 < exponent < 5 else f"1e{exponent}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rung of the ladder as it is drawn."""
+
+    rung: str
+    name: str
+    gate: GateResult | None
+    """None where the verdict has no such check."""
+    bar: Bar | None
+    status: str
+    rails: str
+    """``joined``: the sides are still together; ``parting``: here they part; ``apart``: after that."""
+
+
+def steps(verdict: Verdict) -> list[Step]:
+    """S0 to S7. The sides part at the first red rung; where the verdict is REFUSED they were never together."""
+    gates = {gate.rung: gate for gate in verdict.gates if gate.rung}
+    result = []
+    rails = "apart" if verdict.status == "REFUSED" else "joined"
+    for rung, name in RUNGS.items():
+        gate = gates.get(rung)
+        if rails == "parting":
+            rails = "apart"
+        if gate and gate.red and rails == "joined":
+            rails = "parting"
+        result.append(
+            Step(rung, name, gate, bar(gate) if gate else None, gate.status if gate else "not measured", rails)
+        )
+    return result
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Every image's margin on both sides, in a view box of 1000 x 1000 with y downwards."""
+
+    axis: Axis
+    dots: dict[str, str]
+    """Kind -> path of dots (lines of no length; their round ends are what is seen)."""
+    n: int
+    quadrants: tuple[int, int, int, int]
+    """Truth likeliest on both sides, on the reference alone, on the candidate alone, on neither."""
+    correlation: float | None
+    """Pearson's, of the two margins; None where one of them does not vary."""
+    median_shift: float
+    """Median of candidate minus reference, nats."""
+
+
+def scatter(pairs: Sequence[Pair]) -> Scatter | None:
+    """None where no image has label log-probabilities on both sides."""
+    points = []
+    for pair in pairs:
+        x, y = margin(pair.reference), margin(pair.candidate)
+        if x is not None and y is not None:
+            points.append((pair, x, y))
+    if not points:
+        return None
+    xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
+    scale = axis((*xs, *ys, 0.0))
+    dots: dict[str, list[str]] = {"same": [], "other": [], "won": [], "lost": []}
+    for pair, x, y in points:
+        dots[pair.kind].append(f"M{10 * scale.at(x):.0f} {1000 - 10 * scale.at(y):.0f}h0")
+    shifts = sorted(y - x for x, y in zip(xs, ys, strict=True))
+    return Scatter(
+        axis=scale,
+        dots={kind: "".join(path) for kind, path in dots.items()},
+        n=len(points),
+        quadrants=(
+            sum(x > 0 and y > 0 for x, y in zip(xs, ys, strict=True)),
+            sum(x > 0 >= y for x, y in zip(xs, ys, strict=True)),
+            sum(y > 0 >= x for x, y in zip(xs, ys, strict=True)),
+            sum(x <= 0 and y <= 0 for x, y in zip(xs, ys, strict=True)),
+        ),
+        correlation=_pearson(xs, ys),
+        median_shift=(shifts[(len(shifts) - 1) // 2] + shifts[len(shifts) // 2]) / 2,
+    )
+
+
+def _pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    n = len(xs)
+    mx, my = sum(xs) / n, sum(ys) / n
+    sxx, syy = sum((x - mx) ** 2 for x in xs), sum((y - my) ** 2 for y in ys)
+    if sxx == 0 or syy == 0:
+        return None
+    return sum((x - mx) * (y - my) for x, y in zip(xs, ys, strict=True)) / math.sqrt(sxx * syy)

@@ -1,0 +1,298 @@
+"""``report.html``: one file that loads nothing, made by Jinja from ``page.html.j2``, ``page.css`` and ``page.js``.
+
+Labels, ids and generated texts are untrusted: everything is escaped by Jinja, the script builds its elements without
+HTML, and the page's Content-Security-Policy lets nothing run but the one script whose hash it names. What can be read
+without a script is in the HTML: verdict, ladder, statistics, matrices and the first flips.
+"""
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from parity.judgement import Verdict
+from parity.report.drawing import axis, scatter, steps
+from parity.report.pictures import Budget, ImageOf, Pictures, collect, counted
+from parity.report.rows import KINDS, NO_ANSWER, Kind, Pair, columns, pair_up, probabilities
+from parity.results import Results
+from parity.stages import RUNGS, Ladder
+from parity.verdict import display_name
+
+FLIP_CARDS = 200
+"""Flips written out in the HTML; the list of all images has the others."""
+CARD_LABELS = 6
+"""Labels in a card's distribution; the dialog shows all."""
+DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+MARKS = {"green": "✓", "red": "✗", "undecided": "?", "not measured": DASH}
+STATUS_MARKS = {"PASS": "✓", "FAIL": "✗", "INCONCLUSIVE": "?", "REFUSED": "⊘"}
+_ORDER: tuple[Kind, ...] = ("lost", "won", "other")
+
+
+def render_page(
+    verdict: Verdict,
+    reference: Results,
+    candidate: Results,
+    ladder: Ladder | None,
+    image_of: ImageOf,
+    budget: Budget | None = None,
+) -> str:
+    """The whole page. ``image_of``: see :data:`parity.report.pictures.ImageOf`."""
+    pairs = pair_up(verdict, reference, candidate, ladder)
+    flips = sorted((pair for pair in pairs if pair.kind != "same"), key=lambda pair: _ORDER.index(pair.kind))
+    worst = [worst.key for gate in verdict.gates for worst in gate.worst]
+    if verdict.label_logprobs:
+        drifted = verdict.label_logprobs.image_id
+        worst += [pair.key for pair in pairs if pair.reference.image_id == drifted]
+    headers = (reference.header, candidate.header)
+    budget = budget or Budget()
+    pictures = collect(pairs, [*(pair.key for pair in flips), *worst], headers, image_of, budget)
+    style, script = _text("page.css"), _text("page.js")
+    return _environment().get_template("page.html.j2").render(
+        v=verdict,
+        sides=(verdict.reference, verdict.candidate),
+        names=(display_name(verdict.reference.side), display_name(verdict.candidate.side)),
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script),
+        steps=steps(verdict),
+        off_ladder=[gate for gate in verdict.gates if gate.rung is None],
+        unmeasured=[gate for gate in verdict.gates if gate.status == "not measured"],
+        ladder=ladder,
+        accuracy_axis=_accuracy_axis(verdict),
+        gap_axis=_gap_axis(verdict),
+        recall_axis=axis((0.0, 100.0), 4),
+        flips=[_card(pair, verdict) for pair in flips[:FLIP_CARDS]],
+        flip_count=len(flips),
+        kinds=KINDS,
+        counts=Counter(pair.kind for pair in pairs),
+        parted_words=_parted_words(flips, ladder is not None),
+        rungs=RUNGS,
+        scatter=scatter(pairs),
+        phases=_phases(verdict),
+        provenance=_provenance(verdict),
+        pictures=counted(pictures, pairs),
+        budget=budget,
+        packed=_packed(pairs, pictures),
+        data=columns(pairs, verdict, pictures.saw),
+        n_pairs=len(pairs),
+        no_answer=NO_ANSWER,
+        marks=MARKS,
+        status_marks=STATUS_MARKS,
+    )  # fmt: skip
+
+
+def _text(name: str) -> str:
+    return files("parity.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """A Content-Security-Policy: no request at all, pictures from the page itself, one style and one script by hash."""
+
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; img-src data:; style-src {digest(style)}; script-src {digest(script)};"
+        " base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("parity", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":"), "allow_nan": False}
+    environment.filters |= {
+        "pct": _percent,
+        "sentence": _sentence,
+        "points": lambda value: f"{value:+.2f}".replace("-", MINUS),
+        "sig": lambda value: f"{value:.3g}".replace("-", MINUS),
+        "count": lambda number: f"{number:,}",
+        "pvalue": lambda p: f"{p:.3f}" if p >= 0.001 else f"{p:.1e}",
+    }
+    return environment
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def _sentence(text: str) -> str:
+    """With a capital letter, unless a side's name comes first: llama.cpp and hf are written small."""
+    return text if text.startswith(("llama.cpp", "llamacpp", "hf ")) else text[:1].upper() + text[1:]
+
+
+def _parted_words(flips: Sequence[Pair], walked: bool) -> str:
+    """At which rungs the flips parted, in words."""
+    found = Counter(pair.parted for pair in flips)
+    parts = [f"{found[rung]} parted at {rung} {name}" for rung, name in RUNGS.items() if found[rung]]
+    if found[None]:
+        parts.append(f"{found[None]} " + ("at no rung but the answer" if walked else "where no ladder says"))
+    return "; ".join(parts)
+
+
+def _accuracy_axis(verdict: Verdict) -> Any:
+    ends = [
+        100 * end for side in (verdict.reference, verdict.candidate) for end in (side.accuracy_low, side.accuracy_high)
+    ]
+    return axis(ends, 5, 0.0, 100.0)
+
+
+def _gap_axis(verdict: Verdict) -> Any:
+    gap = verdict.difference
+    return axis((gap.low, gap.high, -1.2 * gap.margin_points, 1.2 * gap.margin_points), 6)
+
+
+@dataclass(frozen=True)
+class _LabelBar:
+    label: str
+    shares: tuple[float | None, float | None]
+    role: str
+    """``truth`` where it is that, else empty."""
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A flip as the HTML has it."""
+
+    pair: Pair
+    bars: list[_LabelBar]
+    more: int
+    """Labels left out."""
+
+
+def _card(pair: Pair, verdict: Verdict) -> _Card:
+    shares = [probabilities(row, verdict.labels) for row in (pair.reference, pair.candidate)]
+    if all(share is None for side in shares for share in side):
+        return _Card(pair, [], 0)
+    named = {pair.reference.truth, pair.reference.label, pair.candidate.label}
+    order = sorted(
+        range(len(verdict.labels)),
+        key=lambda i: (verdict.labels[i] not in named, -max(shares[0][i] or 0.0, shares[1][i] or 0.0)),
+    )
+    shown = sorted(order[:CARD_LABELS])
+    bars = [
+        _LabelBar(
+            verdict.labels[i],
+            (shares[0][i], shares[1][i]),
+            "truth" if verdict.labels[i] == pair.reference.truth else "",
+        )
+        for i in shown
+    ]
+    return _Card(pair, bars, len(verdict.labels) - len(shown))
+
+
+def _phases(verdict: Verdict) -> list[tuple[str, tuple[float | None, float | None], tuple[float, float]]]:
+    """(phase, median ms of both sides, bar lengths in percent of the longest)."""
+    a, b = verdict.reference.ms_median, verdict.candidate.ms_median
+    names = dict.fromkeys((*a, *b))
+    longest = max([*a.values(), *b.values(), 1e-9])
+    return [
+        (name, (a.get(name), b.get(name)), (100 * a.get(name, 0.0) / longest, 100 * b.get(name, 0.0) / longest))
+        for name in names
+    ]
+
+
+@dataclass(frozen=True)
+class _Fact:
+    name: str
+    values: tuple[str | None, str | None]
+    """None where a side does not have it."""
+    expected: bool
+    """Whether the sides may differ in it without anything being wrong."""
+
+    @property
+    def longest(self) -> int:
+        return max(len(value or "") for value in self.values)
+
+    @property
+    def differs(self) -> bool:
+        return self.values[0] != self.values[1]
+
+
+def _provenance(verdict: Verdict) -> list[tuple[str, list[_Fact]]]:
+    """(group, facts of both headers)."""
+    a, b = verdict.reference_header, verdict.candidate_header
+
+    def table(ours: dict[str, Any], theirs: dict[str, Any], expected: bool) -> list[_Fact]:
+        return [
+            _Fact(name, (_value(ours, name), _value(theirs, name)), expected or name == "code")
+            for name in dict.fromkeys((*ours, *theirs))
+        ]
+
+    return [
+        (
+            "What was judged",
+            [
+                _Fact("side", (a.side, b.side), True),
+                _Fact("contract, SHA-256", (a.contract_sha256, b.contract_sha256), False),
+                _Fact("dataset, SHA-256", (a.dataset_sha256, b.dataset_sha256), False),
+                *_weights(verdict),
+            ],
+        ),
+        ("Files, SHA-256", table(dict(a.model), dict(b.model), True)),
+        ("Versions", table(dict(a.versions), dict(b.versions), False)),
+        ("Device", table(dict(a.device), dict(b.device), False)),
+        ("Runtime", table(dict(a.runtime), dict(b.runtime), True)),
+        (
+            "Prompt",
+            [
+                _Fact("tokens, pictures included", (str(len(a.prompt_token_ids)), str(len(b.prompt_token_ids))), False),
+                _Fact("pictures, (start, length)", (_slots(a.image_slots), _slots(b.image_slots)), False),
+                _Fact(f"token ids ({MINUS}1: a picture)", (_ids(a.prompt_token_ids), _ids(b.prompt_token_ids)), False),
+            ],
+        ),
+    ]  # fmt: skip
+
+
+def _weights(verdict: Verdict) -> list[_Fact]:
+    values = [header.weights_sha256 for header in (verdict.reference_header, verdict.candidate_header)]
+    return [_Fact("fine-tuned weights, SHA-256", (values[0], values[1]), False)] if any(values) else []
+
+
+def _value(table: dict[str, Any], name: str) -> str | None:
+    if name not in table:
+        return None
+    value = table[name]
+    return "none" if value is None else ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def _slots(slots: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"({start}, {length})" for start, length in slots) or "none"
+
+
+def _ids(ids: Sequence[int]) -> str:
+    """Runs of picture positions are written once."""
+    parts: list[str] = []
+    run = 0
+    for token in (*ids, None):
+        if token == -1:
+            run += 1
+            continue
+        if run:
+            parts.append(f"{MINUS}1 {TIMES} {run}")
+            run = 0
+        if token is not None:
+            parts.append(str(token))
+    return " ".join(parts)
+
+
+def _packed(pairs: Sequence[Pair], pictures: Pictures) -> list[tuple[int, str, str]]:
+    """(image's index, kind, data URL), in the order of the pairs."""
+    found = []
+    for pair in pairs:
+        if url := pictures.full.get(pair.key):
+            found.append((pair.index, "full", url))
+        elif url := pictures.previews.get(pair.key):
+            found.append((pair.index, "preview", url))
+    return found

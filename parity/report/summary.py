@@ -1,0 +1,137 @@
+"""A GitHub job's summary (Markdown) and annotations (workflow commands).
+
+Ids, labels and texts are untrusted: in the summary every active character of theirs stands behind a backslash, which
+CommonMark reads as that character and nothing else; in a command the characters that end it are escaped as GitHub's
+toolkit does.
+"""
+
+import re
+from collections.abc import Sequence
+
+from parity.judgement import Flip, GateResult, Verdict
+from parity.verdict import display_name
+
+MAX_BYTES = 1 << 20
+"""What GitHub shows of a step's summary; a longer one is refused whole."""
+SHOWN_FLIPS = 10
+SHOWN_TEXT = 400
+"""Characters of one cell."""
+_MARKS = {
+    "green": "✅ green",
+    "red": "❌ red",
+    "undecided": "❔ undecided",
+    "not measured": "\N{HEAVY MINUS SIGN} not measured",
+}
+_STATUS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "❔", "REFUSED": "⛔"}
+_DASH = "\N{EN DASH}"
+_ACTIVE = re.compile(r"[\\`*_{}\[\]<>#|~&:@$^]|(?<=www)\.", re.IGNORECASE)
+"""What Markdown, HTML, GitHub's mathematics, mentions and bare links are made of, away from the start of a line."""
+
+
+def summary(verdict: Verdict) -> str:
+    """Markdown for ``GITHUB_STEP_SUMMARY``, less than 1 MiB."""
+    ours, theirs = display_name(verdict.reference.side), display_name(verdict.candidate.side)
+    gap, sides = verdict.difference, (verdict.reference, verdict.candidate)
+    lines = [f"## {_STATUS[verdict.status]} Parity: {verdict.status}", "", f"**{escape(verdict.headline)}**", ""]
+    if verdict.cause:
+        lines += [f"- Likely cause: {escape(verdict.cause)}"]
+    if verdict.fix:
+        lines += [f"- What to do: {escape(verdict.fix)}"]
+    if verdict.status == "INCONCLUSIVE" and gap.needed is not None:
+        lines += [f"- Images needed: {gap.needed:,} (this run: {verdict.n:,})"]
+    lines += [
+        "",
+        f"| {verdict.n:,} images | {escape(ours)} | {escape(theirs)} |",
+        "| :-- | --: | --: |",
+        _row("accuracy", [f"{side.accuracy:.2%}" for side in sides]),
+        _row("95 % interval", [f"{side.accuracy_low:.1%} to {side.accuracy_high:.1%}" for side in sides]),
+        _row("macro F1", [f"{side.macro_f1:.4f}" for side in sides]),
+        _row("images/s", [f"{s.images_per_second:.1f}" if s.images_per_second else _DASH for s in sides]),
+        "",
+        f"Difference {gap.points:+.2f} points, 95 % interval {gap.low:+.2f} to {gap.high:+.2f}, margin"
+        f" ±{gap.margin_points:g}; {verdict.agreement:.2%} of the answers are the same.",
+        "",
+        "| | check | value | limit | floor | |",
+        "| :-- | :-- | --: | --: | --: | :-- |",
+        *(_gate(gate) for gate in verdict.gates),
+        "",
+        *_flips(verdict, ours, theirs),
+    ]
+    for note in verdict.notes[:20]:
+        lines.append(f"> Note: {escape(note)}\n")
+    text = "\n".join(lines).rstrip() + "\n"
+    while len(text.encode()) >= MAX_BYTES:  # only labels or sides of absurd length could get here
+        text = text[: len(text) // 2].rsplit("\n", 1)[0] + "\n"
+    return text
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _gate(gate: GateResult) -> str:
+    numbers = ["" if value is None else f"{value:.3g}" for value in (gate.value, gate.limit, gate.floor)]
+    name = f"{gate.rung} {gate.stage}" if gate.rung else gate.stage
+    return f"| {_MARKS[gate.status]} | {escape(name)} | " + " | ".join(numbers) + f" | {escape(gate.detail)} |"
+
+
+def _flips(verdict: Verdict, ours: str, theirs: str) -> list[str]:
+    flips = verdict.flips
+    kinds = {
+        "right → wrong": flips.right_to_wrong,
+        "wrong → right": flips.wrong_to_right,
+        "wrong → other wrong": flips.wrong_to_other_wrong,
+    }
+    total = sum(found.count for found in kinds.values())
+    if not total:
+        return ["No flips: both sides answer every image alike."]
+    lines = [
+        f"**{total:,} flips**: " + ", ".join(f"{found.count:,} {kind}" for kind, found in kinds.items()) + ".",
+        "",
+        f"| image | truth | {escape(ours)} | {escape(theirs)} | parted at | |",
+        "| :-- | :-- | :-- | :-- | :-- | :-- |",
+    ]
+    listed = [(kind, flip) for kind, found in kinds.items() for flip in found.examples][:SHOWN_FLIPS]
+    lines += [_flip(kind, flip) for kind, flip in listed]
+    if total > len(listed):
+        lines += ["", f"and {total - len(listed):,} more, in `report.html`."]
+    return [*lines, ""]
+
+
+def _flip(kind: str, flip: Flip) -> str:
+    answers = (flip.reference or "no answer", flip.candidate or "no answer")
+    cells = (flip.image_id, flip.truth, *answers, flip.parted_at or _DASH, kind)
+    return "| " + " | ".join(escape(cell) for cell in cells) + " |"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown and HTML show as it is, on one line; control characters become a mark."""
+    if len(text) > SHOWN_TEXT:
+        text = text[: SHOWN_TEXT - 1] + "…"
+    text = "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in text)
+    return _ACTIVE.sub(r"\\\g<0>", text)
+
+
+def annotations(verdict: Verdict) -> str:
+    """GitHub workflow commands, one a line: red gates are errors, undecided ones warnings, a PASS is a notice.
+
+    Escapes as ``@actions/core`` does: %, CR and LF in the message, ``:`` and ``,`` in a property, too.
+    """
+    lines = []
+    for gate in verdict.gates:
+        if gate.status in ("red", "undecided"):
+            level = "error" if gate.red else "warning"
+            parts = [gate.detail, gate.cause and f"Likely cause: {gate.cause}", gate.fix and f"What to do: {gate.fix}"]
+            name = f"{gate.rung} {gate.stage}" if gate.rung else gate.stage
+            lines.append(_command(level, f"Parity {verdict.status}: {name}", "\n".join(part for part in parts if part)))
+    if verdict.status == "PASS":
+        lines.append(_command("notice", "Parity PASS", verdict.headline))
+    return "".join(line + "\n" for line in lines)
+
+
+def _command(level: str, title: str, message: str) -> str:
+    return f"::{level} title={_data(title).replace(':', '%3A').replace(',', '%2C')}::{_data(message)}"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
