@@ -48,15 +48,31 @@ def run(
         bool, typer.Option(help="Measure every stage of every image; without, one model at a time is in memory.")
     ] = True,
     baseline: Annotated[Path | None, typer.Option(help="Fail where this run is worse than this baseline.")] = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Divide the images; alone, put the shards together and judge.")
+    ] = None,
+    shard: Annotated[int | None, typer.Option(min=1, help="With --shards: do this one alone, 1 to N.")] = None,
+    ray: Annotated[int | None, typer.Option(min=1, help="Do the shards on Ray, this many workers at a time.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster (auto, host:port); this machine by default.")
+    ] = None,
 ) -> None:
     from rich.console import Console
 
     from parity.baseline import read_baseline
+    from parity.run import Division
     from parity.run import run as run_job
     from parity.screen import print_verdict
 
+    if shard is not None and (shards is None or ray is not None):
+        raise typer.BadParameter("one shard is one of --shards N, and not on Ray", param_hint="--shard")
+    if not ladder and (shards or ray):
+        raise typer.BadParameter("a divided run has a ladder", param_hint="--no-ladder")
     build = open_build(recipe, assignments, runs, quiet)
-    verdict = run_job(build, _order(feed), ladder, read_baseline(baseline) if baseline else None)
+    division = Division(shards, shard, ray, ray_address) if shards or ray else None
+    verdict = run_job(build, _order(feed), ladder, read_baseline(baseline) if baseline else None, division)
+    if verdict is None:
+        return
     print_verdict(verdict, Console(soft_wrap=False))
     build.reporter.say("report", f"{build.root / 'parity' / 'report.html'}")
     sys.exit(verdict.exit_code)
@@ -176,6 +192,23 @@ def baseline(
     )
 
 
+@app.command(help="Put one side's pixels, embeddings, types and settings into the other: which part makes which error.")
+def swap(
+    recipe: RecipePath,
+    assignments: Assignments = None,
+    runs: Runs = RUNS,
+    quiet: Quiet = False,
+    samples: Annotated[int, typer.Option(min=1, help="Validation images to try, taken evenly over all.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="Folder to write into; by default swap in the run's.")] = None,
+) -> None:
+    from rich.console import Console
+
+    from parity.attribution import print_matrix
+    from parity.swap import swap as make_matrix
+
+    print_matrix(make_matrix(open_build(recipe, assignments, runs, quiet), samples, out), Console())
+
+
 @app.command(help="Make the reports of a run again from its saved files; no model is loaded.")
 def report(
     folder: Annotated[
@@ -195,6 +228,56 @@ def report(
         write_reports(*parts, saved.folder)
     typer.echo(f"{out or saved.folder / 'report.html'}: {saved.verdict.status}, {saved.verdict.n} images")
     tell_github(saved.verdict)
+
+
+@app.command(
+    help="Plant faults one at a time on a recipe's run: each must be caught at its own stage, else exit code 1."
+)
+def selftest(
+    recipe: RecipePath,
+    assignments: Assignments = None,
+    runs: Runs = RUNS,
+    quiet: Quiet = False,
+    samples: Annotated[int, typer.Option(min=1, help="Images that each fault is run on.")] = 96,
+    only: Annotated[list[str] | None, typer.Option(help="Plant this fault alone. May be repeated.")] = None,
+) -> None:
+    from rich.console import Console
+
+    from parity.selftest.run import print_self_test
+    from parity.selftest.run import run as run_self_test
+    from pipeline.errors import EXIT_FAIL, EXIT_PASS
+
+    done = run_self_test(open_build(recipe, assignments, runs, quiet), samples, only or ())
+    print_self_test(done, Console())
+    sys.exit(EXIT_PASS if done.passed else EXIT_FAIL)
+
+
+@app.command(help="Measure and judge every pair of quantizations; names the smallest that passes.")
+def sweep(
+    recipe: RecipePath,
+    assignments: Assignments = None,
+    runs: Runs = RUNS,
+    quiet: Quiet = False,
+    text: Annotated[
+        str, typer.Option(help="Types of the language half, commas between them.")
+    ] = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,F16",
+    mmproj: Annotated[str, typer.Option(help="Types of the vision half, commas between them.")] = "F16,Q8_0",
+    samples: Annotated[
+        int | None, typer.Option(help="Validation images to use, evenly over all; by default all.")
+    ] = None,
+) -> None:
+    from rich.console import Console
+
+    from parity.sweep.job import parse_types, sweep_build
+    from parity.sweep.table import print_sweep
+    from pipeline.export.types import MmprojType, TextType
+
+    texts, mmprojs = parse_types(text, TextType, "--text"), parse_types(mmproj, MmprojType, "--mmproj")
+    build = open_build(recipe, assignments, runs, quiet)
+    found = sweep_build(build, texts, mmprojs, samples)
+    print_sweep(found, Console())
+    build.reporter.say("sweep", f"{build.root / 'sweep' / 'sweep.png'}")
+    sys.exit(found.exit_code)
 
 
 def tell_github(verdict: "Verdict") -> None:

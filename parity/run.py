@@ -9,8 +9,11 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+from rich.console import Console
 
 from parity.baseline import Baseline
 from parity.goldens import letterbox_gate
@@ -30,6 +33,7 @@ from pipeline.export.mlbom import Metric, model_bom
 from pipeline.files import write_json
 from pipeline.progress import Reporter
 from pipeline.provenance import machine, versions
+from pipeline.recipe import Recipe
 from pipeline.stages import Stage
 
 FOLDER = "parity"
@@ -139,13 +143,47 @@ class Run:
 
     def _walk(self, floor: NoiseFloor) -> str:
         samples, dataset_sha256 = load_samples(self.build.dataset_folder, self.contract)
-        with ExitStack() as stack:
-            reference, candidate = (self.open(side, stack, dataset_sha256) for side in FILES)
-            about = self.about(floor, dataset_sha256)
-            walk(reference, candidate, samples, self.contract, about, self.folder, self.build.reporter)
-            ladder = read_ladder(self.folder / LADDER)
-            keep_worst(reference.predictor, candidate.predictor, samples, self.contract, ladder, self.folder / "worst")
+        self.walk(floor, samples, dataset_sha256, self.folder)
+        self.keep_worst(samples, dataset_sha256)
         return "; ".join(f"{side} {_score(self.folder / name)}" for side, name in FILES.items())
+
+    def keep_worst(self, samples: Sequence[Sample], dataset_sha256: str) -> None:
+        """Save the tensors of the images that are farthest apart; see :func:`parity.lockstep.keep_worst`."""
+        ladder = read_ladder(self.folder / LADDER)
+        with ExitStack() as stack:
+            reference, candidate = (self.open(side, stack, dataset_sha256).predictor for side in FILES)
+            keep_worst(reference, candidate, samples, self.contract, ladder, self.folder / "worst")
+
+    def shard(self, shards: int, shard: int) -> Path:
+        """Do one shard of a run that is divided among processes or machines; the folder with its files."""
+        from parity.shards import run_shard
+
+        work, samples = self._divided()
+        return run_shard(work, samples, self.folder, shards, shard)
+
+    def merge(self, shards: int) -> None:
+        """Put the shards together."""
+        from parity.shards import merge_shards
+
+        _, samples = self._divided()
+        merge_shards(self.folder, shards, [sample.key for sample in samples])
+
+    def ray(self, workers: int, shards: int | None, address: str | None) -> None:
+        """Do all shards on Ray and put them together."""
+        from parity.cluster import run_on_ray
+
+        work, samples = self._divided()
+        run_on_ray(work, samples, self.folder, self.build.reporter, workers, shards, address)
+
+    def _divided(self) -> tuple[partial[None], list[Sample]]:
+        """(what does a shard's samples, all samples). Gives the run's folder free: each shard locks its own."""
+        build = self.build
+        _, floor = build.export, self.floor()
+        samples, dataset_sha256 = load_samples(build.dataset_folder, self.contract)
+        if build.held:
+            build.held.close()
+        work = partial(_do_shard, build.recipe, build.root, build.threads, self.fed_order, floor, dataset_sha256)
+        return work, samples
 
     def judge(self, baseline: Baseline | None = None, with_ladder: bool = True) -> Verdict:
         """Judge what is there, and write the verdict, the reports and the bill of materials."""
@@ -178,13 +216,57 @@ def answer_all(
             advance(done, len(samples), "")
 
 
+def _do_shard(
+    recipe: Recipe,
+    root: Path,
+    threads: int,
+    fed_order: Order | None,
+    floor: NoiseFloor,
+    dataset_sha256: str,
+    samples: Sequence[Sample],
+    folder: Path,
+) -> None:
+    """A shard's work from what can be sent to another process."""
+    build = Build(recipe, root, Reporter(Console(stderr=True), quiet=True), threads)
+    Run(build, fed_order).walk(floor, samples, dataset_sha256, folder)
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a large run is divided."""
+
+    shards: int | None = None
+    shard: int | None = None
+    """Do this one alone; without it, merge what the others did."""
+    workers: int | None = None
+    """Do all of them on Ray, this many at a time."""
+    address: str | None = None
+    """Of a running Ray cluster; a local session without it."""
+
+
 def run(
-    build: Build, fed_order: Order | None = None, with_ladder: bool = True, baseline: Baseline | None = None
-) -> Verdict:
-    """Do the whole job. ``with_ladder`` off runs one side after the other, so that only one model is in memory."""
+    build: Build,
+    fed_order: Order | None = None,
+    with_ladder: bool = True,
+    baseline: Baseline | None = None,
+    division: Division | None = None,
+) -> Verdict | None:
+    """Do the whole job; None where ``division`` asks for one shard alone.
+
+    ``with_ladder`` off runs one side after the other, so that only one model is in memory.
+    """
     _ = build.export
     job = Run(build, fed_order)
-    if with_ladder:
+    if division:
+        if division.shard is not None and division.shards is not None:
+            build.reporter.say("shard", str(job.shard(division.shards, division.shard)))
+            return None
+        if division.workers is not None:
+            job.ray(division.workers, division.shards, division.address)
+        elif division.shards is not None:
+            job.merge(division.shards)
+        job.keep_worst(*load_samples(build.dataset_folder, job.contract))
+    elif with_ladder:
         job.ladder()
     else:
         for side in FILES:

@@ -33,8 +33,9 @@
     if (theme === "auto") root.removeAttribute("data-theme");
     else root.dataset.theme = theme;
     const words = { auto: "Auto", light: "Light", dark: "Dark" }[theme];
-    $("theme").replaceChildren({ auto: "◐", light: "☀", dark: "☾" }[theme] + " ", make("span", {}, words));
-    $("theme").setAttribute("aria-label", "Colours: " + (theme === "auto" ? "as the system" : theme));
+    const sign = { auto: "◐", light: "☀", dark: "☾" }[theme];
+    $("theme").replaceChildren(make("span", { "aria-hidden": "true" }, sign), " ", make("span", { className: "word" }, words),
+      make("span", { className: "visually-hidden" }, " colours"));
     $("theme").dataset.now = theme;
   }
   let stored = "auto";
@@ -199,7 +200,8 @@
       ...[0, 1].map((side) => [data.sides[side] + " margin", margin(side, i) === null ? "–" : short(margin(side, i)) + " nats"]),
       ["key", make("code", {}, data.key[i] + "…")], ["place", at + 1 + " of " + around.length],
     ];
-    const body = [make("div", { className: "pictures" }, figure(i, 0), figure(i, 1))];
+    const top = make("div", { className: "top" }, figure(i, 0), figure(i, 1));
+    const body = [top];
     const store = $("p" + i);
     const notes = [];
     if (store && store.dataset.kind === "preview") notes.push("A preview; the whole canvas is in the dataset’s folder.");
@@ -207,10 +209,9 @@
     if (data.saw[0][i] === "s" || data.saw[1][i] === "s") notes.push("Red and blue swapped where a side was fed B, G, R.");
     if (notes.length) body.push(make("p", { className: "hint" }, notes.join(" ")));
     const cols = make("div", { className: "cols" }, make("div", {}, make("h3", {}, "This image"), facts(about)));
-    const second = make("div", {});
-    if ([0, 1].some((side) => shares(side, i).some((value) => value !== null))) second.append(make("h3", {}, "Probability of each label"), distribution(i));
-    if (m) second.append(make("h3", {}, "The ladder"), ladderFacts(m));
-    cols.append(second);
+    if ([0, 1].some((side) => shares(side, i).some((value) => value !== null)))
+      top.append(make("div", {}, make("h3", {}, "Probability of each label"), distribution(i)));
+    if (m) cols.append(make("div", {}, make("h3", {}, "The ladder"), ladderFacts(m)));
     body.push(cols);
     $("detail-body").replaceChildren(...body);
     dialog.scrollTop = 0;

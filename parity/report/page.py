@@ -19,6 +19,7 @@ from markupsafe import Markup
 from parity.judgement import Verdict
 from parity.report.drawing import axis, scatter, steps
 from parity.report.pictures import Budget, ImageOf, Pictures, collect, counted
+from parity.report.provenance import provenance
 from parity.report.rows import KINDS, NO_ANSWER, Kind, Pair, columns, pair_up, probabilities
 from parity.results import Results
 from parity.stages import RUNGS, Ladder
@@ -28,7 +29,7 @@ FLIP_CARDS = 200
 """Flips written out in the HTML; the list of all images has the others."""
 CARD_LABELS = 6
 """Labels in a card's distribution; the dialog shows all."""
-DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 MARKS = {"green": "✓", "red": "✗", "undecided": "?", "not measured": DASH}
 STATUS_MARKS = {"PASS": "✓", "FAIL": "✗", "INCONCLUSIVE": "?", "REFUSED": "⊘"}
 _ORDER: tuple[Kind, ...] = ("lost", "won", "other")
@@ -75,7 +76,7 @@ def render_page(
         rungs=RUNGS,
         scatter=scatter(pairs),
         phases=_phases(verdict),
-        provenance=_provenance(verdict),
+        provenance=provenance(verdict),
         pictures=counted(pictures, pairs),
         budget=budget,
         packed=_packed(pairs, pictures),
@@ -128,8 +129,9 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _sentence(text: str) -> str:
-    """With a capital letter, unless a side's name comes first: llama.cpp and hf are written small."""
-    return text if text.startswith(("llama.cpp", "llamacpp", "hf ")) else text[:1].upper() + text[1:]
+    """With a capital letter, where the first word is a word and no name (n_ctx, llama.cpp, hf)."""
+    first = text.split(" ", 1)[0]
+    return text[:1].upper() + text[1:] if first.rstrip(",:;").isalpha() and first not in ("hf", "llamacpp") else text
 
 
 def _parted_words(flips: Sequence[Pair], walked: bool) -> str:
@@ -201,90 +203,6 @@ def _phases(verdict: Verdict) -> list[tuple[str, tuple[float | None, float | Non
         (name, (a.get(name), b.get(name)), (100 * a.get(name, 0.0) / longest, 100 * b.get(name, 0.0) / longest))
         for name in names
     ]
-
-
-@dataclass(frozen=True)
-class _Fact:
-    name: str
-    values: tuple[str | None, str | None]
-    """None where a side does not have it."""
-    expected: bool
-    """Whether the sides may differ in it without anything being wrong."""
-
-    @property
-    def longest(self) -> int:
-        return max(len(value or "") for value in self.values)
-
-    @property
-    def differs(self) -> bool:
-        return self.values[0] != self.values[1]
-
-
-def _provenance(verdict: Verdict) -> list[tuple[str, list[_Fact]]]:
-    """(group, facts of both headers)."""
-    a, b = verdict.reference_header, verdict.candidate_header
-
-    def table(ours: dict[str, Any], theirs: dict[str, Any], expected: bool) -> list[_Fact]:
-        return [
-            _Fact(name, (_value(ours, name), _value(theirs, name)), expected or name == "code")
-            for name in dict.fromkeys((*ours, *theirs))
-        ]
-
-    return [
-        (
-            "What was judged",
-            [
-                _Fact("side", (a.side, b.side), True),
-                _Fact("contract, SHA-256", (a.contract_sha256, b.contract_sha256), False),
-                _Fact("dataset, SHA-256", (a.dataset_sha256, b.dataset_sha256), False),
-                *_weights(verdict),
-            ],
-        ),
-        ("Files, SHA-256", table(dict(a.model), dict(b.model), True)),
-        ("Versions", table(dict(a.versions), dict(b.versions), False)),
-        ("Device", table(dict(a.device), dict(b.device), False)),
-        ("Runtime", table(dict(a.runtime), dict(b.runtime), True)),
-        (
-            "Prompt",
-            [
-                _Fact("tokens, pictures included", (str(len(a.prompt_token_ids)), str(len(b.prompt_token_ids))), False),
-                _Fact("pictures, (start, length)", (_slots(a.image_slots), _slots(b.image_slots)), False),
-                _Fact(f"token ids ({MINUS}1: a picture)", (_ids(a.prompt_token_ids), _ids(b.prompt_token_ids)), False),
-            ],
-        ),
-    ]  # fmt: skip
-
-
-def _weights(verdict: Verdict) -> list[_Fact]:
-    values = [header.weights_sha256 for header in (verdict.reference_header, verdict.candidate_header)]
-    return [_Fact("fine-tuned weights, SHA-256", (values[0], values[1]), False)] if any(values) else []
-
-
-def _value(table: dict[str, Any], name: str) -> str | None:
-    if name not in table:
-        return None
-    value = table[name]
-    return "none" if value is None else ("yes" if value else "no") if isinstance(value, bool) else str(value)
-
-
-def _slots(slots: Sequence[tuple[int, int]]) -> str:
-    return ", ".join(f"({start}, {length})" for start, length in slots) or "none"
-
-
-def _ids(ids: Sequence[int]) -> str:
-    """Runs of picture positions are written once."""
-    parts: list[str] = []
-    run = 0
-    for token in (*ids, None):
-        if token == -1:
-            run += 1
-            continue
-        if run:
-            parts.append(f"{MINUS}1 {TIMES} {run}")
-            run = 0
-        if token is not None:
-            parts.append(str(token))
-    return " ".join(parts)
 
 
 def _packed(pairs: Sequence[Pair], pictures: Pictures) -> list[tuple[int, str, str]]:

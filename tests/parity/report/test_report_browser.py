@@ -1,9 +1,10 @@
-"""``report.html`` in a real browser: it loads nothing, says everything, and works by mouse, keyboard, phone and paper."""
+"""``report.html`` in a real browser: it loads nothing, says all, and works by mouse, keyboard, phone and paper."""
 
 import base64
 import io
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from reported import COLOURS, HOSTILE_ID, HOSTILE_LABEL, HOSTILE_TEXT, Reported, failing, many, passing
 
 from parity.report import render_page
+from parity.results import Row
 from parity.stages import RUNGS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -89,14 +91,28 @@ def scroll_through(page: Page) -> None:
 
 def colours(image: bytes) -> int:
     """Different colours in a screenshot."""
-    pixels = np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).reshape(-1, 3)
-    return len(np.unique(pixels, axis=0))
+    r, g, b = np.moveaxis(np.asarray(Image.open(io.BytesIO(image)).convert("RGB"), np.uint32), 2, 0)
+    return len(np.unique(r << 16 | g << 8 | b))
 
 
-def test_loads_nothing_and_runs_nothing_foreign(opened: Open) -> None:
+def wait(page: Page, expression: str) -> None:
+    """Until an expression is true. Playwright's own wait wants eval, which the page's policy forbids."""
+    end = time.monotonic() + 5
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(20)
+
+
+def test_runs_nothing_foreign(opened: Open) -> None:
     page = opened()
     scroll_through(page)
     assert page.evaluate("typeof hacked") == "undefined"
+
+
+def test_policy_lets_nothing_in(browser: Browser, pages: dict[str, Path]) -> None:
+    """What a page that was tampered with would try. The browser logs each, so this page is not ``opened``."""
+    page = browser.new_page()
+    page.goto(pages["fail"].as_uri())
     blocked = page.evaluate(
         """async () => {
         const found = [];
@@ -104,7 +120,7 @@ def test_loads_nothing_and_runs_nothing_foreign(opened: Open) -> None:
         const image = document.createElement('img');
         image.src = 'http://127.0.0.1:9/x.png';
         const script = document.createElement('script');
-        script.textContent = 'window.hacked = 5';
+        script.append('window.hacked = 5');
         const style = document.createElement('style');
         style.textContent = 'body { display: none }';
         document.body.append(image, script, style);
@@ -114,10 +130,9 @@ def test_loads_nothing_and_runs_nothing_foreign(opened: Open) -> None:
         return found;
     }"""
     )
-    assert {"img-src", "script-src-elem", "style-src-elem", "connect-src", "fetch failed"} <= set(blocked)
-    assert "innerHTML failed" in blocked
+    assert {"img-src", "style-src-elem", "connect-src", "fetch failed", "innerHTML failed"} <= set(blocked)
     assert page.evaluate("typeof hacked") == "undefined"
-    page.context.close()  # what the policy blocked was logged, as it should be
+    page.close()
 
 
 def test_hostile_text_is_shown_as_text(opened: Open, fail: Reported) -> None:
@@ -148,7 +163,7 @@ def test_verdict_comes_first_and_says_what_to_do(opened: Open, fail: Reported) -
         f"{100 * fail.verdict.reference.accuracy:.1f} %",
     ):
         assert words in first.inner_text()
-    assert page.locator("h1").inner_text() in (fail.verdict.headline, fail.verdict.headline.capitalize()) or True
+    assert page.locator("h1").inner_text().casefold() == fail.verdict.headline.casefold()
     order = page.locator("main > section").evaluate_all("all => all.map((section) => section.id)")
     assert order == [
         "verdict", "ladder", "accuracy", "classes", "flips", "margins", "timings", "images", "provenance"
@@ -185,15 +200,12 @@ def test_ladder_parts_at_the_first_red_rung(opened: Open, fail: Reported) -> Non
     )
     place = list(RUNGS).index(bad)
     assert max(ends[:place]) < min(ends[place:])
-    # On the rung's own scale the value lies beyond the limit, and the limit beyond the floor.
-    marks = (
-        rungs.nth(place)
-        .locator("svg.log")
-        .evaluate(
-            "log => [...log.querySelectorAll('rect.value, .limit, .floor')].map((mark) => mark.getBoundingClientRect().right)"
-        )
+    # On a red rung's own scale the value lies beyond the limit; here the limit lies beyond the floor, too.
+    log = page.locator(".rung[data-rung=S4] svg.log")
+    value, limit, floor = (
+        log.locator(mark).evaluate("mark => mark.getBoundingClientRect().right")
+        for mark in ("rect.value", ".limit", ".floor")
     )
-    value, limit, floor = marks
     assert value > limit > floor
 
 
@@ -203,7 +215,8 @@ def test_intervals_are_drawn_where_they_are(opened: Open, fail: Reported) -> Non
     drawn = page.locator("#accuracy figure").first.evaluate(
         """figure => {
         const plot = figure.querySelector('.plot svg').getBoundingClientRect();
-        const texts = [...figure.querySelectorAll('.ticks text')].map((text) => [parseFloat(text.textContent), parseFloat(text.getAttribute('x'))]);
+        const texts = [...figure.querySelectorAll('.ticks text')].map(
+            (text) => [parseFloat(text.textContent), parseFloat(text.getAttribute('x'))]);
         const ends = [...figure.querySelectorAll('.whisker')].map((g) => {
             const box = g.querySelector('line').getBoundingClientRect();
             return [100 * (box.left - plot.left) / plot.width, 100 * (box.right - plot.left) / plot.width];
@@ -224,11 +237,11 @@ def test_flips_show_the_bytes_each_side_saw(opened: Open, fail: Reported) -> Non
     cards = page.locator("#flips li.flip")
     assert cards.count() == len(flips) == 19
     scroll_through(page)
-    page.wait_for_function("document.querySelectorAll('#flips .picture img, #flips .picture.hollow').length === 38")
+    wait(page, "document.querySelectorAll('#flips .picture img, #flips .picture.hollow').length === 38")
     sources = page.locator("#flips .picture img").evaluate_all("all => all.map((image) => image.src)")
     assert {base64.b64decode(source.partition(",")[2]) for source in sources} == {fail.pictures[key] for key in flips}
     assert page.locator("#flips .picture.hollow").all_inner_texts() == [
-        "was given other bytes than the dataset’s canvas; they were not kept"
+        "was given other bytes than the dataset\N{RIGHT SINGLE QUOTATION MARK}s canvas; they were not kept"
     ]
     assert page.locator("#flips img.swapped").count() == 1
     # The picture that was fed as B, G, R is shown as such, to the byte.
@@ -280,7 +293,7 @@ def test_search_and_filters(opened: Open, fail: Reported) -> None:
     page.fill("#q", "nothing like it")
     expect(0)
     page.click("#filters button[type=reset]")
-    page.wait_for_function("document.querySelector('#count').textContent.startsWith('150')")
+    wait(page, "document.querySelector('#count').textContent.startsWith('150')")
     page.select_option("#f-kind", "won")
     expect(sum(not row.correct and others[row.key].correct for row in rows))
     page.select_option("#f-kind", "flip")
@@ -293,15 +306,16 @@ def test_search_and_filters(opened: Open, fail: Reported) -> None:
     expect(sum(row.correct and not others[row.key].correct for row in rows))
     page.select_option("#f-right", "")
     page.select_option("#f-parted", label="S4 embeddings")
-    expect(100 - 1)  # two in three, but for one that parted at its pixels
+    expect(100)  # two in three; those that were fed other bytes are not among them
     page.select_option("#f-parted", "")
     page.select_option("#sort", "drift")
     first = page.locator("#list .name").first.inner_text()
-    drifts = {
-        row.image_id: max(abs((value or 0) - (others[row.key].label_logprobs[label] or 0)) for label, value in row.label_logprobs.items())
-        for row in rows
-    }  # fmt: skip
-    assert first == max(drifts, key=lambda name: drifts[name])
+
+    def drift(row: Row) -> float:
+        other = others[row.key].label_logprobs
+        return max(abs((value or 0) - (other[label] or 0)) for label, value in row.label_logprobs.items())
+
+    assert first == max(rows, key=drift).image_id
 
 
 def focused(page: Page) -> str:
@@ -378,7 +392,7 @@ def test_theme_is_the_systems_or_ones_own(opened: Open) -> None:
     assert page.evaluate(background) == dark != light
     page.reload()
     page.wait_for_selector("html[data-ready]")
-    assert page.get_attribute("#theme", "aria-label") == "Colours: dark"
+    assert "Dark" in page.locator("#theme").inner_text()
 
 
 CONTRAST = """() => {
@@ -401,10 +415,11 @@ CONTRAST = """() => {
         return layers.reverse().reduce((under, layer) => over(layer, under), [255, 255, 255]);
     };
     const light = (rgb) => {
-        const [r, g, b] = rgb.map((value) => value / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        const [r, g, b] = rgb.map((value) => linear(value / 255));
         return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
-    const ratio = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); };
+    const ratio = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
     const bad = [];
     let checked = 0;
     for (const element of document.querySelectorAll('body *')) {
@@ -414,10 +429,11 @@ CONTRAST = """() => {
         const style = getComputedStyle(element);
         const svg = element instanceof SVGElement;
         const under = ground(element);
-        const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
+        const size = parseFloat(style.fontSize);
+        const large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
         const found = ratio(over(rgba(svg ? style.fill : style.color), under), under);
         checked += 1;
-        if (found < (large ? 3 : 4.5)) bad.push([element.tagName, element.className.baseVal ?? element.className, element.textContent.slice(0, 30), found]);
+        if (found < (large ? 3 : 4.5)) bad.push([element.outerHTML.slice(0, 120), found]);
     }
     return { bad: bad.slice(0, 10), checked };
 }"""
@@ -452,12 +468,14 @@ def test_it_looks_like_something(opened: Open, tmp_path: Path) -> None:
         "phone": {"viewport": PHONE, "device_scale_factor": 2},
     }.items():
         page = opened(**options)
-        scroll_through(page)
-        page.evaluate("scrollTo(0, 0)")
-        shot = page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
-        assert colours(shot) > 5000, name  # the noise in the flips' pictures alone is more
-        top = page.screenshot()
-        assert colours(top) > 100, name
+        for number, place in enumerate(("verdict", "ladder", "accuracy", "classes", "flips", "margins", "images")):
+            page.evaluate(f"document.getElementById('{place}').scrollIntoView()")
+            if place in ("flips", "images"):
+                wait(page, f"document.querySelectorAll('#{place} img').length > 3")
+                page.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
+            shot = page.screenshot(path=tmp_path / f"{name}-{number}-{place}.png")
+            # The noise in the pictures is thousands of colours; text and lines are hundreds, with their soft edges.
+            assert colours(shot) > (2000 if place in ("flips", "images") else 60), (name, place)
 
 
 def test_print_has_the_flips_and_no_controls(opened: Open) -> None:
@@ -466,7 +484,7 @@ def test_print_has_the_flips_and_no_controls(opened: Open) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     for hidden in ("header.bar", "#images", "#theme", ".copy >> nth=0"):
         assert not page.locator(hidden).is_visible()
-    page.wait_for_function("document.querySelectorAll('#flips .picture img').length === 37")  # one is unknown bytes
+    wait(page, "document.querySelectorAll('#flips .picture img').length === 37")  # one is unknown bytes
     assert page.locator("#flips li.flip").last.is_visible()
     assert page.evaluate(CONTRAST)["bad"] == []
     assert len(page.pdf()) > 100_000
@@ -513,7 +531,8 @@ def test_everything_has_a_name_and_a_place(opened: Open) -> None:
             if (new Set(ids).size !== ids.length) bad.push('an id stands twice');
             for (const e of document.querySelectorAll('[aria-labelledby]'))
                 if (!document.getElementById(e.getAttribute('aria-labelledby'))) bad.push('label is missing');
-            const levels = [...document.querySelectorAll('main h1, main h2, main h3, main h4')].map((e) => Number(e.tagName[1]));
+            const headings = [...document.querySelectorAll('main :is(h1, h2, h3, h4)')];
+            const levels = headings.map((e) => Number(e.tagName[1]));
             levels.forEach((level, i) => { if (i && level > levels[i - 1] + 1) bad.push('heading ' + i + ' jumps'); });
             if (levels.filter((level) => level === 1).length !== 1) bad.push('not one h1');
             for (const e of document.querySelectorAll('a[href^="#"]'))
@@ -524,16 +543,29 @@ def test_everything_has_a_name_and_a_place(opened: Open) -> None:
         assert problems == []
 
 
+def test_provenance_has_both_headers(opened: Open, fail: Reported) -> None:
+    page = opened()
+    shown = page.locator("#provenance").inner_text()
+    ours, theirs = fail.reference.header, fail.candidate.header
+    assert shown.count(ours.contract_sha256) == shown.count(ours.dataset_sha256) == 1
+    assert "n_threads" in shown
+    for digest in (*ours.model.values(), *theirs.model.values()):
+        assert digest in shown
+    assert page.locator("#provenance dl > div").evaluate_all("all => all.every((fact) => fact.querySelector('dd'))")
+    assert "≠ differs" not in shown
+
+
 def test_copy_buttons_copy(opened: Open) -> None:
     page = opened(permissions=["clipboard-read", "clipboard-write"])
     button = page.locator("#provenance .copy").first
     button.click()
-    page.wait_for_function("button => button.textContent === 'Copied'", arg=button.element_handle())
+    wait(page, "document.querySelector('#provenance .copy').textContent === 'Copied'")
     assert page.evaluate("navigator.clipboard.readText()") == button.locator("xpath=..").locator("code").inner_text()
 
 
 def test_ten_thousand_images(opened: Open, tmp_path: Path) -> None:
-    """Measured on 2 cores: 14 MB with 10,000 previews, ready after 0.6 s, a search in 40 ms."""
+    """Measured with 10,000 pictures of the tiny recipe on 2 busy cores: 22 MB, ready after 0.5 to 1.0 s, a search in
+    2 ms, another order in 5 ms."""
     made = many(10_000)
     path = tmp_path / "many.html"
     parts = (made.verdict, made.reference, made.candidate, made.ladder, made.image_of)
@@ -547,15 +579,15 @@ def test_ten_thousand_images(opened: Open, tmp_path: Path) -> None:
         """() => {
         const start = performance.now();
         const box = document.getElementById('q');
-        box.value = 'image_4242';
+        box.value = 'image_4245';
         box.dispatchEvent(new Event('input', { bubbles: true }));
         return performance.now() - start;
     }"""
     )
     assert page.locator("#count").inner_text() == "1 of 10,000 images"
-    assert took < 1000
+    assert took < 500
     page.locator("#list button").click()
     page.wait_for_selector("dialog img")
-    assert page.locator("#detail-title").inner_text() == "image_4242"
+    assert page.locator("#detail-title").inner_text() == "image_4245"
     page.keyboard.press("Escape")
     assert page.locator(".dots.same").get_attribute("d").count("M") > 9000  # type: ignore[union-attr]
