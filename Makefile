@@ -24,6 +24,18 @@ environment:
 parity: environment ## the main job, photos to verdict (RECIPE=configs/photos.yaml PHOTOS=folder SET="train.epochs=1")
 	@$(BIN)/parity run $(RECIPE) $(if $(PHOTOS),--set "dataset.path=$(PHOTOS)") $(foreach s,$(SET),--set "$(s)")
 
+.PHONY: parity-selftest
+parity-selftest: environment ## plant faults one by one and see each caught at its own stage (RECIPE=)
+	@$(BIN)/parity selftest $(RECIPE) $(foreach s,$(SET),--set "$(s)")
+
+.PHONY: parity-swap
+parity-swap: environment ## which part carries the error: pixels, vision, language, quantization, runtime (RECIPE=)
+	@$(BIN)/parity swap $(RECIPE) $(foreach s,$(SET),--set "$(s)")
+
+.PHONY: parity-sweep
+parity-sweep: environment ## every quantization: size, speed, memory, verdict; the smallest that passes (RECIPE=)
+	@$(BIN)/parity sweep $(RECIPE) $(foreach s,$(SET),--set "$(s)")
+
 .PHONY: verify
 verify: given-bundle $(if $(PUBLIC_KEY),environment) ## check a bundle, without any set-up (BUNDLE=runs/tiny/bundle; with its signature: PUBLIC_KEY=key.pub)
 	@$(if $(PUBLIC_KEY),$(BIN)/pipeline verify "$(BUNDLE)" --public-key "$(PUBLIC_KEY)",$(PYTHON) -m pipeline.verify "$(BUNDLE)")

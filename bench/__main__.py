@@ -1,6 +1,6 @@
 """Compares speeds and holds them against their floors: ``make bench``, or ``python -m bench`` once that has run.
 
-Prints two tables and writes ``runs/bench.json``. Exit codes: 0, or 1 where a floor is missed, or 2 where something that
+Prints its tables and writes ``runs/bench.json``. Exit codes: 0, or 1 where a floor is missed, or 2 where something that
 it needs is not there. On a machine that does other work at the same time the figures mean nothing.
 """
 
@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from bench import letterbox, predictors
-from bench.report import letterbox_text, missed, predictor_text
+from bench import ladder, letterbox, predictors
+from bench.report import ladder_missed, letterbox_text, missed, predictor_text
 from pipeline.cli import RUNS, open_build
 from pipeline.errors import EXIT_FAIL, EXIT_INTERRUPTED, EXIT_PASS, EXIT_USAGE, UserError
 from pipeline.files import write_json
@@ -39,12 +39,16 @@ def main() -> int:
         f" median of turns\n"
     )
     print(predictor_text(ways))
-    problems = missed(photos, ways)
+    print("\nBoth sides without and with the ladder, and memory of long runs\n")
+    spent, held = ladder.cost(build), ladder.memory()
+    print(ladder.text(spent, held))
+    problems = missed(photos, ways) + ladder_missed(spent, held)
     report = {
         "machine": about,
         "versions": versions(),
         "letterbox": photos,
         "predictors": {"setting": setting, "ways": ways},
+        "ladder": {"cost": spent, "memory": held},
         "missed": problems,
     }
     write_json(RUNS / "bench.json", report)

@@ -2,12 +2,13 @@
 
 All run the same images, the same GGUF pair, the same number of threads and the contract's runtime profile on the CPU,
 and generate greedily up to the contract's limit. They take turns, so that all see the same machine; the figures are
-medians over all images of all turns. Each begins where the harness begins, with the decoded canvas in memory: a server
+medians over the turns. Each begins where the harness begins, with the decoded canvas in memory: a server
 wants it as a compressed file, which its client has to make and the server to decode (a row of its own shows it without
 the making); the command line is given the file on disk.
 """
 
 import base64
+import ctypes
 import http.client
 import io
 import json
@@ -22,8 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import llama_cpp
 import numpy as np
 import numpy.typing as npt
+from llama_cpp import mtmd_cpp
 from PIL import Image
 
 from parity.predictors.llamacpp import LlamaCppPredictor
@@ -31,11 +34,13 @@ from parity.samples import Sample, load_samples
 from pipeline.bootstrap import llama_tool
 from pipeline.build import Build
 from pipeline.contract import Contract
-from pipeline.encoding import make_encoder
+from pipeline.encoding import fed_bytes, make_encoder
 from pipeline.errors import UserError
 from pipeline.export.bundle import mmproj_name, text_name
 from pipeline.export.toolchain import ROOT
+from pipeline.files import sha256_bytes
 from pipeline.model.folder import load_tokenizer, read_geometry
+from pipeline.prediction import log_softmax, top_logits
 
 IMAGES = 40
 CLI_IMAGES = 8
@@ -59,18 +64,15 @@ class Way:
     load_s: float | None
     """Seconds to load the model once; None where that is done for each image."""
     ms: list[float] = field(default_factory=list)
-    """Of each image of each turn."""
+    """An image, of each turn: several may come at once, so that single times mean nothing."""
     texts: dict[str, str] = field(default_factory=dict)
     """Sample's key -> the last answer."""
 
     def turn(self) -> None:
         """Answer every input once."""
         start = time.perf_counter()
-        for key, text in zip(self.inputs, self.answers(self.inputs.values()), strict=True):
-            now = time.perf_counter()
-            self.ms.append((now - start) * 1e3)
-            self.texts[key] = text
-            start = now
+        self.texts = dict(zip(self.inputs, self.answers(self.inputs.values()), strict=True))
+        self.ms.append((time.perf_counter() - start) * 1e3 / len(self.inputs))
 
 
 def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -203,6 +205,38 @@ def command_line(options: Sequence[str], contract: Contract, files: Iterable[Pat
         yield done.stdout.decode(errors="replace")
 
 
+def as_the_app(model: LlamaCppPredictor, contract: Contract, canvases: Iterable[Canvas]) -> Iterator[str]:
+    """The app's own calls, one image after another: mtmd_helper_eval_chunks, then a token at a time.
+
+    Beside the answer it makes what the predictor makes of an image: hash, label probabilities, greatest logits.
+    """
+    mtmd, context, vocabulary = model._mtmd, model._context, model._vocab
+    for canvas in canvases:
+        fed = fed_bytes(canvas, contract)
+        sha256_bytes(fed.tobytes())
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        past = ctypes.c_int32(0)
+        with model.tokenize(fed) as chunks:
+            n_batch = min(contract.runtime.n_batch, contract.runtime.n_ctx)
+            mtmd_cpp.mtmd_helper_eval_chunks(
+                mtmd, context, chunks._chunks, 0, 0, n_batch, True, ctypes.byref(past)
+            )  # fmt: skip
+        ids: list[int] = []
+        while len(ids) < contract.max_new_tokens:
+            pointer = llama_cpp.llama_get_logits_ith(context, -1)
+            logits = np.ctypeslib.as_array(pointer, shape=(model._n_vocab,)).copy()
+            if not ids:
+                log_softmax(logits)
+                top_logits(logits)
+            token = int(logits.argmax())
+            if llama_cpp.llama_vocab_is_eog(vocabulary, token):
+                break
+            ids.append(token)
+            one = (llama_cpp.llama_token * 1)(token)
+            llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(one, 1))
+        yield model._text(ids)
+
+
 def png(canvas: Canvas) -> bytes:
     """A canvas uint8 [size, size, 3] as a PNG file, at the level that takes the least time."""
     buffer = io.BytesIO()
@@ -239,13 +273,17 @@ def run(build: Build) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     files = {sample.key: sample.folder / sample.record.image_path for sample in spread(samples, CLI_IMAGES)}
     encoder = make_encoder(contract, load_tokenizer(merged), read_geometry(merged))
     start = time.perf_counter()
-    with LlamaCppPredictor(model, mmproj, encoder) as predictor:
+    with (
+        LlamaCppPredictor(model, mmproj, encoder) as predictor,
+        LlamaCppPredictor(model, mmproj, encoder, sequences=1) as alone,
+    ):
         loaded = time.perf_counter()
         options = flags(contract, model, mmproj, predictor.n_threads)
         with Server(options, contract) as server:
             serving = time.perf_counter() - loaded
             ways = [
                 Way("in process", canvases, lambda given: (p.text for p in predictor.predict(given)), loaded - start),
+                Way("as the app does", canvases, lambda given: as_the_app(alone, contract, given), loaded - start),
                 Way("llama-server", canvases, lambda given: server.answers(map(png, given)), serving),
                 Way(READY_MADE, {key: png(value) for key, value in canvases.items()}, server.answers, serving),
                 Way("llama-mtmd-cli", files, lambda given: command_line(options, contract, given), None),

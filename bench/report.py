@@ -6,8 +6,12 @@ from typing import Any
 LETTERBOX_FLOOR = 1.0
 """Pillow's LANCZOS time over ours, from :data:`LETTERBOX_MEGAPIXELS` up."""
 LETTERBOX_MEGAPIXELS = 1.0
-PREDICTOR_FLOORS = {"llama-server": 1.8, "llama-mtmd-cli": 10.0}
+PREDICTOR_FLOORS = {"as the app does": 1.5, "llama-server": 1.8, "llama-mtmd-cli": 10.0}
 """Time an image of each other way over the in-process predictor's, on the tiny model."""
+LADDER_CEILING = 2.0
+"""Time of both sides with the ladder over their time without it."""
+MEMORY_CEILING = 1.1
+"""Greatest memory of the longest walk over that of the shortest."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -72,4 +76,18 @@ def missed(letterbox: Sequence[dict[str, Any]], predictors: Sequence[dict[str, A
         if row["same_label"] < row["images"]:
             other = row["images"] - row["same_label"]
             found.append(f"{row['way'].strip()}: another label than in process for {other} of {row['images']} images")
+    return found
+
+
+def ladder_missed(spent: dict[str, float], held: Sequence[dict[str, float]]) -> list[str]:
+    """One sentence for each ceiling that is passed; of :func:`bench.ladder.cost` and :func:`bench.ladder.memory`."""
+    found = []
+    if spent["ratio"] > LADDER_CEILING:
+        found.append(f"ladder: {spent['ratio']:.2f}x the time of a plain run, {LADDER_CEILING:.1f}x at most is wanted")
+    grown = held[-1]["mb"] / held[0]["mb"]
+    if grown > MEMORY_CEILING:
+        found.append(
+            f"ladder: {held[-1]['images']:,} images take {grown:.2f}x the memory of {held[0]['images']:,},"
+            f" {MEMORY_CEILING:.1f}x at most is wanted"
+        )
     return found

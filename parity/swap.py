@@ -131,8 +131,10 @@ class Swaps:
         """
         wanted = variants(self.contract, self.text_type, self.mmproj_type)
         for variant in wanted:
-            if variant.text_type and variant.mmproj_type:  # all exports first, so that one bar tells of the rows
-                self._file("text", variant.text_type), self._file("mmproj", variant.mmproj_type)
+            if variant.runtime:  # all exports first, so that one bar tells of the rows
+                text_type, mmproj_type, _ = variant.llama
+                self._file("text", text_type)
+                self._file("mmproj", mmproj_type)
         rows = {}
         with self.reporter.progress("swap", "images") as advance:
             for number, variant in enumerate(wanted):
@@ -195,9 +197,9 @@ class Swaps:
     def _row(self, variant: Variant, advance: Advance) -> SwapRow:
         path = self.folder / "rows" / f"{variant.name}.json"
         files = {}
-        if variant.text_type and variant.mmproj_type:
-            pair = (self._file("text", variant.text_type), self._file("mmproj", variant.mmproj_type))
-            files = {half: value for half, (_, value) in zip(("text", "mmproj"), pair, strict=True)}
+        if variant.runtime:
+            text_type, mmproj_type, _ = variant.llama
+            files = {"text": self._file("text", text_type)[1], "mmproj": self._file("mmproj", mmproj_type)[1]}
         depends = {
             "variant": variant.model_dump(mode="json"),
             "files": files,
@@ -259,13 +261,14 @@ class Swaps:
 
     def _open(self, variant: Variant, stack: ExitStack) -> Any:
         """The row's predictor, without the header that :func:`parity.sides.open_llamacpp` reads seconds for."""
-        if not variant.text_type or not variant.mmproj_type or not variant.runtime:
+        if variant.runtime is None:
             return open_hf(self.merged, self.contract, self.dataset_sha256, "bfloat16").predictor
         from parity.predictors.llamacpp import LlamaCppPredictor
 
-        pair = (self._file("text", variant.text_type)[0], self._file("mmproj", variant.mmproj_type)[0])
+        text_type, mmproj_type, runtime = variant.llama
+        pair = (self._file("text", text_type)[0], self._file("mmproj", mmproj_type)[0])
         image = self.contract.image.model_copy(update={"channel_order": variant.fed})
-        contract = self.contract.model_copy(update={"runtime": variant.runtime, "image": image})
+        contract = self.contract.model_copy(update={"runtime": runtime, "image": image})
         return stack.enter_context(LlamaCppPredictor(*pair, replace(self._encoder, contract=contract), tapped=True))
 
     def _answers(

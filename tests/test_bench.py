@@ -3,7 +3,7 @@
 import pytest
 
 from bench.predictors import Way, flags, png, rows, spread
-from bench.report import letterbox_text, missed, predictor_text, table
+from bench.report import ladder_missed, letterbox_text, missed, predictor_text, table
 from pipeline.contract import Contract, Runtime
 
 PHOTOS = [
@@ -85,12 +85,12 @@ def test_labels_are_compared_image_by_image():
     assert (third["same_label"], third["ratio"]) == (0, 2.0)
 
 
-def test_a_way_is_timed_image_by_image():
+def test_a_way_is_timed_turn_by_turn():
     way = Way("echo", {"a": "fire", "b": "wood"}, iter, None)
     way.turn()
     way.turn()
     assert way.texts == {"a": "fire", "b": "wood"}
-    assert len(way.ms) == 4
+    assert len(way.ms) == 2, "one figure a turn"
     assert all(0 <= ms < 1000 for ms in way.ms)
 
 
@@ -116,3 +116,14 @@ def test_the_picture_for_the_server_loses_nothing():
 
     canvas = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(canvas)))), canvas)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "mb", "words"),
+    [(1.2, 810.0, []), (2.4, 810.0, ["2.40x the time"]), (1.2, 1000.0, ["1.25x the memory"])],
+)
+def test_the_ladders_ceilings(ratio: float, mb: float, words: list[str]) -> None:
+    held = [{"images": images, "mb": size, "images_per_second": 90.0} for images, size in ((100, 800.0), (10000, mb))]
+    found = ladder_missed({"plain": 8.0, "ladder": 8.0 * ratio, "ratio": ratio}, held)
+    assert len(found) == len(words)
+    assert all(word in sentence for word, sentence in zip(words, found, strict=True))

@@ -331,9 +331,12 @@ def label_kl(a: Row, b: Row) -> float | None:
 
 
 def generation(pairs: Sequence[Pair], ladder: Ladder | None) -> GateResult:
-    """S6: where the labels are equal, so are the generated tokens, but for the few that the noise floor shows."""
+    """S6: where the labels are equal, so are the generated tokens, but for the few that the noise floor shows.
+
+    Answers without a label do not count: what a model babbles hangs on near ties, and `accuracy` has such answers.
+    """
     stage = "generation"
-    equal = [pair for pair in pairs if pair[0].label == pair[1].label]
+    equal = [(a, b) for a, b in pairs if a.label == b.label and a.label is not None]
     if not equal:
         return result(stage, "not measured", "no image has the same label on both sides")
     unequal = [(a, b) for a, b in equal if a.generated_token_ids != b.generated_token_ids]

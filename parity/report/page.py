@@ -14,7 +14,6 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from parity.judgement import Verdict
 from parity.report.drawing import axis, scatter, steps
@@ -58,8 +57,8 @@ def render_page(
         v=verdict,
         sides=(verdict.reference, verdict.candidate),
         names=(display_name(verdict.reference.side), display_name(verdict.candidate.side)),
-        style=Markup(style),
-        script=Markup(script),
+        style=style,
+        script=script,
         policy=_policy(style, script),
         steps=steps(verdict),
         off_ladder=[gate for gate in verdict.gates if gate.rung is None],

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from io import BytesIO
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from parity.judgement import Status
@@ -9,7 +10,6 @@ from parity.sweep.table import PairScore, Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
 # Shape and filling tell the verdict: nothing is told by colour.
@@ -42,47 +42,54 @@ def draw(sweep: Sweep, kind: Literal["png", "svg"]) -> bytes:
             left.set_yscale("log")
         left.set_ylabel("KL divergence of the first answer token, median, nats")
         right.set_ylabel("time of an image, median, ms")
-        right.set_title("no other pair is smaller and quicker", fontsize=9)
-        left.set_title("no other pair is smaller and nearer to Hugging Face", fontsize=9)
-        _panel(figure, left, with_kl, [pair.kl_median or 0.0 for pair in with_kl], sweep.front_kl, sweep.smallest)
-        times = [pair.total_ms for pair in sweep.pairs]
-        _panel(figure, right, sweep.pairs, times, sweep.front_time, sweep.smallest)
+        right.set_title("front: no other pair is both smaller and quicker", fontsize=9)
+        left.set_title("front: no other pair is both smaller and nearer to Hugging Face", fontsize=9)
+        kl, times = [pair.kl_median or 0.0 for pair in with_kl], [pair.total_ms for pair in sweep.pairs]
+        _points(left, with_kl, kl, sweep.front_kl)
+        _points(right, sweep.pairs, times, sweep.front_time)
+        shown = dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
+        if shown:
+            figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), frameon=False)
         figure.suptitle(f"{sweep.recipe}, {sweep.n} images: {sweep.sentence}", fontsize=10)
+        figure.canvas.draw()  # the scales are needed to see which labels would collide
+        _labels(left, with_kl, kl, sweep.front_kl, sweep.smallest)
+        _labels(right, sweep.pairs, times, sweep.front_time, sweep.smallest)
         buffer = BytesIO()
         # matplotlib's version and the day are left out of the file
         figure.savefig(buffer, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
     return buffer.getvalue()
 
 
-def _panel(
-    figure: "Figure",
-    axes: "Axes",
-    pairs: Sequence[PairScore],
-    values: Sequence[float],
-    front: Sequence[str],
-    smallest: str | None,
-) -> None:
+def _points(axes: "Axes", pairs: Sequence[PairScore], values: Sequence[float], front: Sequence[str]) -> None:
     axes.set_xlabel("both files, MB")
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.margins(0.15, 0.12)
-    place = {pair.name: (pair.size / 1e6, value) for pair, value in zip(pairs, values, strict=True)}
+    place = _places(pairs, values)
     line = [place[name] for name in front]
     if line:
-        axes.plot(*zip(*line, strict=True), color="black", linewidth=1.2, label="front")
+        # Steps: what lies between two pairs is not to be had.
+        axes.plot(*zip(*line, strict=True), color="black", linewidth=1.2, drawstyle="steps-post", label="front")
     for status, (marker, face) in MARKERS.items():
         chosen = [place[pair.name] for pair in pairs if pair.status == status]
         if chosen:
             x, y = zip(*chosen, strict=True)
             axes.scatter(x, y, s=42, marker=marker, facecolor=face, edgecolor="black", zorder=3, label=status)
-    if not pairs:
-        return
-    legend = axes.legend(loc="upper right", fontsize=8)
-    figure.canvas.draw()  # the axes' scales are needed to see which labels would collide
-    taken = [axes.transData.transform(point) for point in place.values()]
-    boxes: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in taken]
-    around = legend.get_window_extent()
-    boxes.append((around.x0, around.y0, around.x1, around.y1))
+
+
+def _places(pairs: Sequence[PairScore], values: Sequence[float]) -> dict[str, tuple[float, float]]:
+    return {pair.name: (pair.size / 1e6, value) for pair, value in zip(pairs, values, strict=True)}
+
+
+def _labels(
+    axes: "Axes", pairs: Sequence[PairScore], values: Sequence[float], front: Sequence[str], smallest: str | None
+) -> None:
+    """Name every point: markers, the front's steps and other names are kept free where that is possible."""
+    place = _places(pairs, values)
+    pixels = {name: axes.transData.transform(point) for name, point in place.items()}
+    boxes: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in pixels.values()]
+    for (x, y), (next_x, next_y) in pairwise(pixels[name] for name in front):
+        boxes += [(x, y - 1, next_x, y + 1), (next_x - 1, next_y, next_x + 1, y)]
     for name in sorted(place, key=lambda name: (name not in front, place[name])):
         boxes.append(_label(axes, name, place[name], boxes, name == smallest, name in front))
 
@@ -96,6 +103,7 @@ def _label(
     best: bool,
 ) -> Box:
     """Write a name near its point where it covers least; its box, pixels."""
+    from matplotlib.patheffects import withStroke
 
     def covered(box: Box) -> float:
         inside = axes.get_window_extent().extents
@@ -113,6 +121,7 @@ def _label(
         arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
     )  # fmt: skip
     text.set_in_layout(False)
+    text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     found = []
     for order, (side, dy) in enumerate(_NEAR):
         text.set_position((7 * side, dy))

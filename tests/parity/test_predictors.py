@@ -1,5 +1,6 @@
 """Both sides answer alike, under every profile; what they are given and what they refuse."""
 
+import ctypes
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +11,9 @@ import llama_cpp
 import numpy as np
 import pytest
 import torch
+from llama_cpp import mtmd_cpp
 from models import Pair, canvases, encoder_for, llama, rewrite, runtime
+from PIL import Image
 
 from parity.predictors.hf import hf_predictor
 from parity.predictors.llamacpp import LlamaCppPredictor
@@ -20,7 +23,7 @@ from pipeline.files import sha256_bytes
 from pipeline.inference import HfPredictor, embed, encode
 from pipeline.model.embedded import smollm2_gguf
 from pipeline.model.folder import load_model, load_tokenizer
-from pipeline.prediction import Prediction
+from pipeline.prediction import Prediction, log_softmax
 
 # Largest difference from the HF side's label log-probabilities (-11 to -54), over 24 pictures and the 4 labels below.
 # (files, KV cache, flash attention): (allowed, measured). Flash attention takes keys and values as half floats.
@@ -298,3 +301,98 @@ def test_halves_that_were_mixed_up_are_named(tiny: Path, exact_pair: Pair) -> No
 def test_a_profile_that_llama_cpp_refuses_is_told(tiny: Path, exact_pair: Pair) -> None:
     odd = CONTRACT.model_copy(update={"runtime": Runtime.model_construct(**dict(EXACT, type_v="q4_0"))})
     assert "refuses the contract's runtime profile" in refused(tiny, exact_pair, odd)
+
+
+# ---- what the ladder reads and puts in place ------------------------------------------------------------------------
+
+
+def as_the_app(side: LlamaCppPredictor, contract: Contract, canvas: Any) -> Any:
+    """The next token's logits after mtmd_helper_eval_chunks, the call that the app makes."""
+    past = ctypes.c_int32(0)
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(side._context), True)
+    with side.tokenize(canvas) as chunks:
+        code = mtmd_cpp.mtmd_helper_eval_chunks(
+            side._mtmd, side._context, chunks._chunks, 0, 0, contract.runtime.n_batch, True, ctypes.byref(past)
+        )
+    assert code == 0
+    assert past.value == len(side.prompt_ids)
+    logits = llama_cpp.llama_get_logits_ith(side._context, -1)
+    return np.ctypeslib.as_array(logits, shape=(side._n_vocab,)).copy()
+
+
+@pytest.mark.parametrize("grid", [1, 2])
+@pytest.mark.parametrize("kv", ["q4_0", "f16"])
+def test_it_computes_what_the_apps_own_call_computes_to_the_last_bit(
+    tiny: Path, phone_pair: Pair, tmp_path: Path, kv: KvType, grid: int
+) -> None:
+    contract = Contract(labels=LABELS, max_new_tokens=6, runtime=runtime(kv), tiling=Tiling(grid=grid))
+    mmproj = rewrite(phone_pair.mmproj, tmp_path / "m.gguf", {"clip.vision.preproc_image_size": 256 * grid})
+    pair, encoder = Pair(phone_pair.text, mmproj), encoder_for(tiny, contract)
+    with (
+        LlamaCppPredictor(pair.text, pair.mmproj, encoder, tapped=True) as together,
+        LlamaCppPredictor(pair.text, pair.mmproj, encoder, sequences=1) as alone,
+    ):
+        assert (together.sequences, alone.sequences) == (8, 1)
+        seen = [taps for _, taps in together.observe(CANVASES[:11])]
+        for canvas, taps in zip(CANVASES, seen, strict=False):
+            assert np.array_equal(log_softmax(as_the_app(alone, contract, canvas)), taps.log_probs)
+
+
+def test_floats_are_decoded_one_by_one(tiny: Path, exact_pair: Pair) -> None:
+    """Their last bits depend on the neighbours."""
+    with llama(tiny, exact_pair, CONTRACT) as side:
+        assert side.sequences == 1
+
+
+@pytest.mark.parametrize("grid", [1, 2])
+def test_the_encoders_input_is_seen_as_it_is(
+    model: Any, tokenizer: Any, tiny: Path, exact_pair: Pair, tmp_path: Path, grid: int
+) -> None:
+    contract = CONTRACT.model_copy(update={"tiling": Tiling(grid=grid)})
+    mmproj = rewrite(exact_pair.mmproj, tmp_path / "m.gguf", {"clip.vision.preproc_image_size": 256 * grid})
+    encoder = encoder_for(tiny, contract)
+    with LlamaCppPredictor(exact_pair.text, mmproj, encoder, tapped=True) as side:
+        ours = [taps for _, taps in HfPredictor(model, tokenizer, encoder).observe(CANVASES[:3])]
+        theirs = [taps for _, taps in side.observe(CANVASES[:3])]
+    for a, b in zip(ours, theirs, strict=True):
+        assert len(a.tiles) == len(b.tiles) == grid**2 + 1
+        assert all(np.array_equal(x, y) for x, y in zip(a.tiles, b.tiles, strict=True))
+        assert list(a.prompt_ids) == list(b.prompt_ids)
+        assert a.embeddings.shape == b.embeddings.shape
+        error = np.linalg.norm(a.embeddings - b.embeddings) / np.linalg.norm(a.embeddings)
+        assert error < 1e-3  # measured 3e-5; the reference's own in bfloat16 is 2e-3
+
+
+def test_other_tiles_and_other_embeddings_can_be_put_in_place(tiny: Path, exact_pair: Pair) -> None:
+    with LlamaCppPredictor(exact_pair.text, exact_pair.mmproj, encoder_for(tiny, CONTRACT), tapped=True) as side:
+        own, other = (taps for _, taps in side.observe(CANVASES[:2]))
+        tiles = [None, np.stack(list(own.tiles))]
+        by_tiles = [taps for _, taps in side.observe([CANVASES[0], CANVASES[1]], tiles=tiles)]
+        assert np.array_equal(by_tiles[1].embeddings, own.embeddings)
+        assert np.array_equal(by_tiles[1].log_probs, own.log_probs)
+        assert np.array_equal(by_tiles[1].tiles[0], other.tiles[0]), "what libmtmd made is what is shown"
+        by_embeddings = [taps for _, taps in side.observe(CANVASES[:2], embeddings=[other.embeddings, None])]
+        assert np.array_equal(by_embeddings[0].log_probs, other.log_probs)
+        assert np.array_equal(by_embeddings[1].log_probs, other.log_probs)
+        assert not np.array_equal(own.log_probs, other.log_probs)
+    with llama(tiny, exact_pair, CONTRACT) as side, pytest.raises(ValueError, match="tapped"):
+        side.observe(CANVASES[:1])
+
+
+def test_libmtmd_decodes_a_png_to_the_same_bytes(tiny: Path, exact_pair: Pair, tmp_path: Path) -> None:
+    Image.fromarray(CANVASES[5]).save(tmp_path / "canvas.png")
+    (tmp_path / "no.png").write_bytes(b"no picture")
+    with llama(tiny, exact_pair, CONTRACT) as side:
+        assert np.array_equal(side.decoded(tmp_path / "canvas.png"), CANVASES[5])
+        with pytest.raises(UserError, match=r"cannot decode .*no\.png"):
+            side.decoded(tmp_path / "no.png")
+
+
+def test_an_answer_of_the_reference_does_not_depend_on_how_many_are_left(
+    model: Any, tokenizer: Any, tiny: Path
+) -> None:
+    hf = HfPredictor(model, tokenizer, encoder_for(tiny, CONTRACT))
+    whole = [taps for _, taps in hf.observe(CANVASES[:21])]
+    for count in (1, 5, 16):
+        some = [taps for _, taps in hf.observe(CANVASES[21 - count : 21])]
+        assert all(np.array_equal(a.log_probs, b.log_probs) for a, b in zip(some, whole[-count:], strict=True))

@@ -17,13 +17,13 @@ from typing import Any, get_args
 import numpy as np
 import psutil
 import pytest
-from models import NAME, RECIPE, Pair, canvases, encoder_for
+from models import NAME, RECIPE, Pair, bundle_recipe, canvases, encoder_for
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
 import parity.sweep.job as job_module
-from parity.cli import app
+from parity import cli
 from parity.judgement import Status
 from parity.lockstep import CANDIDATE, LADDER, REFERENCE, walk
 from parity.results import Header, read_results
@@ -46,6 +46,7 @@ from parity.sweep.table import (
     smallest_passing,
 )
 from parity.sweep.worker import PairJob
+from pipeline.build import Build
 from pipeline.contract import Contract
 from pipeline.dataset.records import Record
 from pipeline.errors import UserError
@@ -412,8 +413,8 @@ def test_the_picture_names_every_pair_in_grey() -> None:
         assert svg.count(f"<!-- {pair.name} -->") == (1 if pair.kl_median is None else 2)
     for word in ("PASS", "FAIL", "INCONCLUSIVE", "front"):
         assert f"<!-- {word} -->" in svg
-    # three verdicts in two panels, each once more in its legend
-    assert len(set(re.findall(r'id="PathCollection_\d+"', svg))) == 12
+    # three verdicts in two panels, each once more in the legend
+    assert len(set(re.findall(r'id="PathCollection_\d+"', svg))) == 9
     assert len({marker for marker, _ in MARKERS.values()}) == len(get_args(Status))
     assert draw(found, "svg").decode() == svg
     assert draw(sweep_of(), "svg")
@@ -423,7 +424,7 @@ def test_types_are_checked() -> None:
     assert parse_types("Q8_0, Q4_0,Q8_0", TextType, "--text") == ("Q8_0", "Q4_0")
     with pytest.raises(UserError, match="--text 'Q8_0,Q3_K': 'Q3_K' is none of F32, F16, Q8_0"):
         parse_types("Q8_0,Q3_K", TextType, "--text")
-    result = CliRunner().invoke(app, ["sweep", "configs/tiny.yaml", "--mmproj", "Q6_K"])
+    result = CliRunner().invoke(cli.app, ["sweep", "configs/tiny.yaml", "--mmproj", "Q6_K"])
     assert isinstance(result.exception, UserError)
     assert "--mmproj 'Q6_K'" in str(result.exception)
 
@@ -443,3 +444,20 @@ def test_a_job_survives_its_file(swept: tuple[Job, Sweep]) -> None:
     assert len(job.records) == IMAGES
     assert job.model_dump_json() == data
     assert pair_name(job.about.text_type, job.about.mmproj_type) == "Q8_0 + F16"
+
+
+def test_the_command_sweeps_a_run(swept: tuple[Job, Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, found = swept
+    build = Build(bundle_recipe(), tmp_path, QUIET, threads=2)
+    build.__dict__.update(merge="made", dataset="made")  # as if both stages had run
+    (tmp_path / "merged").symlink_to(job.merged)
+    (tmp_path / "dataset").symlink_to(job.dataset)
+    shutil.copytree(job.folder, tmp_path / "sweep")
+    monkeypatch.setattr(cli, "open_build", lambda *_: build)
+    monkeypatch.setattr(job_module.Run, "floor", lambda _: FLOOR)
+    monkeypatch.delattr(job_module, "run_worker")  # nothing is out of date
+    result = CliRunner().invoke(cli.app, ["sweep", "configs/tiny.yaml", "--text", "Q8_0", "--mmproj", "Q8_0,F16"])
+    assert result.exit_code == found.exit_code
+    assert "Q8_0 + F16" in result.output
+    assert result.output.rstrip().endswith(found.sentence)
+    assert Sweep.model_validate_json((tmp_path / "sweep" / "sweep.json").read_bytes()) == found

@@ -14,10 +14,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from reported import COLOURS, HOSTILE_ID, HOSTILE_LABEL, HOSTILE_TEXT, Reported, failing, many, passing
+from sides import FIVE, FORTY, change_header, change_rows, noisy, pair, results, right, spoil
 
+from parity.judgement import Verdict
 from parity.report import render_page
-from parity.results import Row
+from parity.results import Results, Row
 from parity.stages import RUNGS
+from parity.verdict import judge, judge_runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: apt-get install chromium")
@@ -561,6 +564,38 @@ def test_copy_buttons_copy(opened: Open) -> None:
     button.click()
     wait(page, "document.querySelector('#provenance .copy').textContent === 'Copied'")
     assert page.evaluate("navigator.clipboard.readText()") == button.locator("xpath=..").locator("code").inner_text()
+
+
+def other_verdicts() -> dict[str, tuple[Verdict, Results, Results]]:
+    """Status -> what a report is made of; REFUSED, 40 labels, several runs, and results with no numbers at all."""
+    ours, theirs = pair(200)
+    moved = change_header(theirs, dataset_sha256="a" * 64)
+    many_labels = (results(noisy(400, FORTY, 1), contract=FORTY), results(noisy(400, FORTY, 2), "llamacpp", FORTY))
+    bare = [change_rows(side, lambda row: {"label_logprobs": {}, "ms": {}}) for side in pair(600)]
+    runs = [("first", theirs), ("<b>second</b>", results(spoil(right(200), 3), "llamacpp"))]
+    return {
+        "refused": (judge(ours, moved, FIVE), ours, moved),
+        "forty": (judge(*many_labels, FORTY), *many_labels),
+        "bare": (judge(bare[0], bare[1], FIVE), bare[0], bare[1]),
+        "runs": (judge_runs(ours, runs, FIVE), ours, runs[1][1]),
+    }
+
+
+def test_other_verdicts_have_their_pages(opened: Open, tmp_path: Path) -> None:
+    for name, (verdict, reference, candidate) in other_verdicts().items():
+        path = tmp_path / f"{name}.html"
+        path.write_text(render_page(verdict, reference, candidate, None, lambda _: None), encoding="utf-8")
+        page = opened(path, viewport={"width": 320, "height": 740})
+        assert verdict.status in page.locator("#verdict").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") == 320, name
+        assert page.locator(".picture img").count() == 0
+        if verdict.runs:
+            table = page.locator("#runs ~ .scroll table").inner_text()
+            assert all(
+                f"{run.name}\t{run.points:+.2f}".replace("-", "\N{MINUS SIGN}") in table for run in verdict.runs.runs
+            )
+        rails = page.locator(".rung.apart").count()
+        assert rails == (8 if verdict.status == "REFUSED" else 0)
 
 
 def test_ten_thousand_images(opened: Open, tmp_path: Path) -> None:
