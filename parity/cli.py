@@ -74,6 +74,7 @@ def run(
     if verdict is None:
         return
     print_verdict(verdict, Console(soft_wrap=False))
+    tell_github(verdict)
     build.reporter.say("report", f"{build.root / 'parity' / 'report.html'}")
     sys.exit(verdict.exit_code)
 
@@ -146,6 +147,7 @@ def judge(
     if out:
         write_verdict(verdict, out)
     print_verdict(verdict, Console())
+    tell_github(verdict)
     sys.exit(verdict.exit_code)
 
 

@@ -30,8 +30,8 @@ from pipeline.files import sha256_bytes, sha256_file
 from pipeline.letterbox import letterbox
 from pipeline.prediction import Taps
 
-PHOTOS = 24
-"""Photos that the letterbox faults are planted on."""
+FEW = 24
+"""Samples at most for a fault that changes every image: whether bytes or tokens are equal needs no statistics."""
 SIZES = ((427, 320), (320, 427), (641, 480), (3024, 2017))
 """Of the photos, in turn. 427 and 3024 scale to 255 with the phone's Float and to 256 in float64; all leave an odd
 margin on the shorter axis, which is halved one way or the other."""
@@ -67,9 +67,7 @@ class Evidence:
 
     def judged(self) -> Verdict:
         """The verdict on it."""
-        return judge(
-            self.reference, self.candidate, self.contract, self.checks, self.ladder, baseline=self.baseline
-        )
+        return judge(self.reference, self.candidate, self.contract, self.checks, self.ladder, baseline=self.baseline)
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,12 @@ class Bench:
     samples: Sequence[Sample]
     """Those that the candidate is run on."""
     scratch: Path
+
+    @property
+    def few(self) -> Sequence[Sample]:
+        """Some of the samples, evenly over all."""
+        count = min(FEW, len(self.samples))
+        return [self.samples[index * len(self.samples) // count] for index in range(count)]
 
     @cached_property
     def text(self) -> Gguf:
@@ -138,7 +142,7 @@ class Bench:
         folder = self.scratch / "photos"
         folder.mkdir()
         pictures, samples = [], []
-        for number, sample in enumerate(self.samples[:PHOTOS]):
+        for number, sample in enumerate(self.few):
             picture = Image.fromarray(sample.rgb).resize(SIZES[number % len(SIZES)], Image.Resampling.BICUBIC)
             picture.getexif()[0x0112] = 6  # as a phone held upright writes it; the app ignores it
             canvas = letterbox(picture, self.contract)
@@ -185,8 +189,11 @@ class Bench:
 
     def compared(self, candidate: Seen, reference: Seen | None = None, contract: Contract | None = None) -> Evidence:
         """Hold the candidate against the reference, stage by stage, under ``contract``, which both claim."""
-        reference, contract = reference or self.reference, contract or self.contract
+        contract = contract or self.contract
         claimed = {"contract_sha256": contract.digest}
+        known = {image[0].key: image for image in (reference or self.reference).images}
+        header = (reference or self.reference).header
+        reference = Seen(header, [known[row.key] for row, _ in candidate.images])
         kv = {"kv_type": f"{contract.runtime.type_k}/{contract.runtime.type_v}"}
         rows = {
             ours[0].key: measure(ours, theirs, decoded)
@@ -194,9 +201,7 @@ class Bench:
         }
         assert self.saved.ladder is not None
         ladder = Ladder(self.saved.ladder.header.model_copy(update=claimed | kv), rows)
-        sides = [
-            Results(seen.header.model_copy(update=claimed), seen.results.rows) for seen in (reference, candidate)
-        ]
+        sides = [Results(seen.header.model_copy(update=claimed), seen.results.rows) for seen in (reference, candidate)]
         return Evidence(sides[0], sides[1], ladder, contract, self.saved.checks)
 
     def with_text(self, change: Callable[[Draft], None], **given: Any) -> Evidence:
@@ -212,8 +217,14 @@ class Bench:
     @cached_property
     def base_pair(self) -> tuple[Path, Path]:
         """The base model's halves, exported in the run's types and with the run's metadata."""
-        from pipeline.export.convert import KEY_ADD_BOS, KEY_CONTRACT, KEY_RECIPE, KEY_WEIGHTS
-        from pipeline.export.convert import convert_mmproj, convert_text
+        from pipeline.export.convert import (
+            KEY_ADD_BOS,
+            KEY_CONTRACT,
+            KEY_RECIPE,
+            KEY_WEIGHTS,
+            convert_mmproj,
+            convert_text,
+        )
 
         assert self.saved.ladder is not None
         header: Any = self.saved.ladder.header

@@ -54,10 +54,13 @@ class Gguf:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reader: Any = load_gguf().GGUFReader(path)
+        self._values: dict[str, Any] = {}
 
     def value(self, key: str) -> Any:
         """A key's value."""
-        return self._reader.fields[key].contents()
+        if key not in self._values:
+            self._values[key] = self._reader.fields[key].contents()
+        return self._values[key]
 
     def names(self) -> Iterator[str]:
         """The tensors' names."""

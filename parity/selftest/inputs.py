@@ -43,7 +43,9 @@ def stated(bench: Bench, **values: Any) -> Evidence:
 
 def other_contract(bench: Bench) -> Evidence:
     """The contract before its last change."""
-    return stated(bench, contract_sha256=changed(bench.contract, max_new_tokens=bench.contract.max_new_tokens + 1).digest)
+    return stated(
+        bench, contract_sha256=changed(bench.contract, max_new_tokens=bench.contract.max_new_tokens + 1).digest
+    )
 
 
 def other_dataset(bench: Bench) -> Evidence:
@@ -61,12 +63,13 @@ def other_llama(bench: Bench) -> Evidence:
     return stated(bench, versions=bench.saved.candidate.header.versions | {"llama-cpp-python": "0.3.16"})
 
 
-def _with_runtime(bench: Bench, contract: Contract, ran: dict[str, Any], owned: bool) -> Evidence:
-    """Run with ``ran`` where ``contract`` has something else; ``owned``: the header says so."""
+def with_runtime(bench: Bench, contract: Contract, ran: dict[str, Any], owned: bool = False, **given: Any) -> Evidence:
+    """Run with ``ran`` where ``contract`` has something else; ``owned``: the header says so, and a few samples do."""
     runtime = contract.runtime.model_dump(mode="json")
     said = bench.saved.candidate.header.runtime | runtime | (ran if owned else {})
     said["n_threads"] = bench.saved.candidate.header.runtime.get("n_threads")
-    seen = bench.run_candidate(contract=changed(contract, runtime=ran), runtime=said)
+    samples = bench.few if owned else bench.samples
+    seen = bench.run_candidate(contract=changed(contract, runtime=ran), runtime=said, samples=samples, **given)
     return bench.compared(seen, contract=contract)
 
 
@@ -77,22 +80,22 @@ def f16_cache(bench: Bench) -> Contract:
 
 def kv_cache(bench: Bench, owned: bool) -> Evidence:
     """KV cache Q4_0 where the contract has F16."""
-    return _with_runtime(bench, f16_cache(bench), {"type_k": "q4_0", "type_v": "q4_0"}, owned)
+    return with_runtime(bench, f16_cache(bench), {"type_k": "q4_0", "type_v": "q4_0"}, owned)
 
 
 def f16_cache_kept(bench: Bench) -> Evidence:
     """KV cache F16 where the contract has F16."""
-    return _with_runtime(bench, f16_cache(bench), {}, owned=True)
+    return with_runtime(bench, f16_cache(bench), {})
 
 
 def no_flash_attention(bench: Bench) -> Evidence:
     """Flash attention off where the contract has it on (a quantized cache would not load)."""
-    return _with_runtime(bench, f16_cache(bench), {"flash_attn": False}, owned=True)
+    return with_runtime(bench, f16_cache(bench), {"flash_attn": False}, owned=True)
 
 
 def other_window(bench: Bench) -> Evidence:
     """Twice the app's context window."""
-    return _with_runtime(bench, bench.contract, {"n_ctx": 2 * bench.contract.runtime.n_ctx}, owned=True)
+    return with_runtime(bench, bench.contract, {"n_ctx": 2 * bench.contract.runtime.n_ctx}, owned=True)
 
 
 # --- letterbox, decoded, pixels --------------------------------------------------------------------------------------
@@ -114,12 +117,12 @@ def jpeg(bench: Bench) -> Evidence:
     folder = bench.scratch / "jpeg"
     folder.mkdir(exist_ok=True)
     files, canvases = [], []
-    for number, sample in enumerate(bench.samples):
+    for number, sample in enumerate(bench.few):
         files.append(folder / f"{number}.jpg")
         Image.fromarray(sample.rgb).save(files[-1], quality=90)
         with Image.open(files[-1]) as image:
             canvases.append(np.asarray(image.convert("RGB")))
-    return bench.compared(bench.run_candidate(files=files, canvases=canvases))
+    return bench.compared(bench.run_candidate(samples=bench.few, files=files, canvases=canvases))
 
 
 def letterboxed(bench: Bench, key: str, values: tuple[str, str]) -> Evidence:
@@ -139,7 +142,8 @@ def right_letterbox(bench: Bench) -> Evidence:
 
 def swapped_channels(bench: Bench) -> Evidence:
     """Red and blue exchanged in what the model is handed."""
-    return bench.compared(bench.run_candidate(canvases=[sample.rgb[..., ::-1] for sample in bench.samples]))
+    canvases = [sample.rgb[..., ::-1] for sample in bench.few]
+    return bench.compared(bench.run_candidate(samples=bench.few, canvases=canvases))
 
 
 # --- tiles and tokens ------------------------------------------------------------------------------------------------
@@ -147,24 +151,25 @@ def swapped_channels(bench: Bench) -> Evidence:
 
 def normalization(bench: Bench, key: str, values: tuple[float, ...]) -> Evidence:
     """The mean or the standard deviation that CLIP has."""
-    return bench.with_vision(lambda draft: draft.set(f"clip.vision.{key}", *values))
+    return bench.with_vision(lambda draft: draft.set(f"clip.vision.{key}", *values), samples=bench.few)
 
 
 def tile_plan(bench: Bench) -> Evidence:
     """A preproc_image_size of 2x2 tiles, or of 1x1 where the contract has more."""
     size = bench.vision.value("clip.vision.image_size") * (2 if bench.contract.tiling.grid == 1 else 1)
-    return bench.with_vision(lambda draft: draft.set("clip.vision.preproc_image_size", size))
+    return bench.with_vision(lambda draft: draft.set("clip.vision.preproc_image_size", size), samples=bench.few)
 
 
 def no_overview(bench: Bench) -> Evidence:
     """The reference is run as HF's own processor has it: one picture where libmtmd makes tile and overview."""
     one = changed(bench.contract, tiling={"plan": "overview", "grid": 1})
-    return bench.compared(bench.run_candidate(), bench.run_reference(one, bench.samples))
+    return bench.compared(bench.run_candidate(samples=bench.few), bench.run_reference(one, bench.few))
 
 
 def prompt(bench: Bench, change: Callable[[Contract], dict[str, Any]]) -> Evidence:
     """The app has another prompt than its contract."""
-    return bench.compared(bench.run_candidate(contract=changed(bench.contract, **change(bench.contract))))
+    wrong = changed(bench.contract, **change(bench.contract))
+    return bench.compared(bench.run_candidate(contract=wrong, samples=bench.few))
 
 
 def _newline(contract: Contract) -> dict[str, Any]:
@@ -189,7 +194,9 @@ def bos(bench: Bench) -> Evidence:
     """A GGUF that wants a BOS, and an app that lets llama.cpp add what the GGUF wants."""
     wanted = not bench.contract.add_bos
     return bench.with_text(
-        lambda draft: draft.set("tokenizer.ggml.add_bos_token", wanted), contract=changed(bench.contract, add_bos=wanted)
+        lambda draft: draft.set("tokenizer.ggml.add_bos_token", wanted),
+        contract=changed(bench.contract, add_bos=wanted),
+        samples=bench.few,
     )
 
 
@@ -214,7 +221,7 @@ def vocabulary(bench: Bench) -> Evidence:
         texts = draft.values("tokenizer.ggml.tokens")
         texts[token][:], texts[other][:] = texts[other].copy(), texts[token].copy()
 
-    return bench.with_text(change)
+    return bench.with_text(change, samples=bench.few)
 
 
 def merges(bench: Bench) -> Evidence:
@@ -229,7 +236,7 @@ def merges(bench: Bench) -> Evidence:
         for index in making:
             texts[index][:] = np.frombuffer(filler.encode(), np.uint8)
 
-    return bench.with_text(change)
+    return bench.with_text(change, samples=bench.few)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

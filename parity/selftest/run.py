@@ -16,9 +16,9 @@ from rich.table import Table
 
 from parity.goldens import letterbox_gate
 from parity.judgement import Status
+from parity.lockstep import LADDER
 from parity.results import Results, read_results
 from parity.run import FILES, Run
-from parity.lockstep import LADDER
 from parity.samples import load_samples
 from parity.selftest.bench import Bench, Evidence
 from parity.selftest.faults import BAD_INPUT, CONTROLS, FAULTS, NOWHERE, Fault
@@ -195,7 +195,7 @@ def run(build: Build, samples: int, only: Sequence[str] = ()) -> SelfTest:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2g}" if value < 1000 else f"{value:.0f}"
+    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _against(finding: Finding) -> str:

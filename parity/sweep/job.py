@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from pipeline.export.convert import (
     convert_mmproj,
     convert_text,
 )
+from pipeline.export.toolchain import load_gguf
 from pipeline.export.types import MmprojType, TextType
 from pipeline.files import write_bytes, write_json, write_text
 from pipeline.progress import Advance, Reporter
@@ -194,10 +196,15 @@ class Job:
             else:
                 convert_mmproj(self.merged, path, kind, self.name, added)
                 check_mmproj(*about, kind)
+            # A file need not hold the type that it is named after: K-quants want rows that 256 divides.
+            write_json(
+                _tensors(path), Counter(tensor.tensor_type.name for tensor in load_gguf().GGUFReader(path).tensors)
+            )
             return f"{path.name} {path.stat().st_size / 1e6:.1f} MB, re-opened and checked"
 
+        outputs = tuple(one.relative_to(self.folder).as_posix() for one in (path, _tensors(path)))
         depends = {"merged": folder_hashes(self.merged), "added": added, "name": self.name, "versions": versions()}
-        stage = Stage(f"{half}-{kind}", depends, _EXPORT_CODE, (path.relative_to(self.folder).as_posix(),))
+        stage = Stage(f"{half}-{kind}", depends, _EXPORT_CODE, outputs)
         try:
             return stage.run(self.folder, work, self.reporter.say)
         except CheckFailed as error:
@@ -270,6 +277,7 @@ class Job:
             mmproj_type=mmproj,
             text_bytes=self._gguf("text", text).stat().st_size,
             mmproj_bytes=self._gguf("mmproj", mmproj).stat().st_size,
+            text_tensors=_read_json(_tensors(self._gguf("text", text))),
             encode_ms=side.ms_median["encode"],
             prefill_ms=side.ms_median["prefill"],
             generate_ms=side.ms_median["generate"],
@@ -327,6 +335,11 @@ def _choose(samples: Sequence[Sample], count: int | None) -> list[Sample]:
 def _only(results: Results, keys: Sequence[str]) -> Results:
     """A run on more images may have gone before."""
     return Results(results.header, {key: results.rows[key] for key in keys})
+
+
+def _tensors(gguf: Path) -> Path:
+    """Where the types of a GGUF's tensors are written down: reading them in Python takes seconds."""
+    return gguf.with_suffix(".tensors.json")
 
 
 def _read_json(path: Path) -> Any:

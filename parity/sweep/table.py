@@ -40,8 +40,10 @@ class PairScore(Frozen):
     mmproj_type: str
     text_bytes: int
     mmproj_bytes: int
+    text_tensors: dict[str, int]
+    """Type -> number of the text half's tensors of it."""
     encode_ms: float
-    """Median an image, as are the next three."""
+    """Median an image, as are the next three; one image at a time, as the phone does."""
     prefill_ms: float
     generate_ms: float
     total_ms: float
@@ -129,6 +131,12 @@ class Sweep(Frozen):
         found = []
         if self.n < self.validation_images:
             found.append(f"measured on {self.n} of {self.validation_images} validation images")
+        for kind, tensors in {pair.text_type: pair.text_tensors for pair in self.pairs}.items():
+            if kind.removesuffix("_M") not in tensors:
+                held = ", ".join(f"{count} {name}" for name, count in sorted(tensors.items()))
+                found.append(
+                    f"{kind} is a name alone: llama.cpp fell back for this model's shapes to tensors of {held}"
+                )
         busy = [pair.cost for pair in self.pairs if pair.cost.other_cores > BUSY_CORES]
         if busy:
             cores = [cost.other_cores for cost in busy]

@@ -27,6 +27,8 @@ from pipeline.files import write_json
 from pipeline.progress import Advance, Reporter
 
 COST = "cost.json"
+WARM_UP = 4
+"""Images answered before those that are timed, for the memory that answering takes."""
 
 
 class PairJob(Frozen):
@@ -68,11 +70,14 @@ class _Relay(Reporter):
 
 def run_pair(job: PairJob) -> None:
     """Hold the pair against the recorded reference, going on with what is in ``job.out``; then write ``cost.json``."""
-    from parity.predictors.llamacpp import SEQUENCES
+    from parity.predictors import llamacpp
     from pipeline.encoding import make_encoder
     from pipeline.export.toolchain import load_gguf
     from pipeline.model.folder import load_tokenizer, read_geometry
 
+    # One image at a time, as the phone does: several together would be quicker and need more memory, which F32 and F16
+    # are not allowed (their bits would change), so that the types could not be compared. Of this process alone.
+    llamacpp.SEQUENCES = 1
     load_gguf()  # libraries are not to be counted as the pair's memory
 
     encoder = make_encoder(job.contract, load_tokenizer(job.merged), read_geometry(job.merged))
@@ -83,9 +88,8 @@ def run_pair(job: PairJob) -> None:
     with open_llamacpp(job.merged, job.model, job.mmproj, job.contract, job.about.dataset_sha256) as candidate:
         loading = _memory("VmHWM")
         resettable = _forget_peak()  # reading the GGUF's metadata takes 150 MB for a moment, in Python
-        # As a phone does, without the comparison (60 MB with the tiny model): one image alone, then as many together
-        # as there may be. It warms the caches, too.
-        for _ in candidate.predictor.predict(sample.rgb for sample in samples[: 1 + SEQUENCES]):
+        # Without the comparison, which takes 60 MB with the tiny model. It warms the caches, too.
+        for _ in candidate.predictor.predict(sample.rgb for sample in samples[:WARM_UP]):
             pass
         answering = _memory("VmHWM")
         clock = _Clock()
