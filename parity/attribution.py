@@ -330,6 +330,8 @@ def _title(matrix: SwapMatrix) -> str:
     return f"Swaps: llama.cpp against Hugging Face float32 ({share:.1%} right), {matrix.samples} images"
 
 
+WIDE = 96
+"""Columns that the whole table needs; below, the 95th percentile is left to the files."""
 _NOTE = (
     "embed.: relative error of the image embeddings, median. KL: of the next token over the vocabulary, nats; labels:"
     " over the labels, mean. top-1, flips: images whose next token, whose label changed."
@@ -340,12 +342,15 @@ _PARTS_HEADS = ("part", "mean KL", "share", "of logits²")
 
 def print_matrix(matrix: SwapMatrix, console: Console) -> None:
     """The matrix on a terminal of 80 columns or more."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1), collapse_padding=True)
-    for head in _HEADS:
-        right = head not in ("", "with")
-        table.add_column(head, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    wide = console.width >= WIDE
+    gap = (0, int(wide))  # beside the one column that the box puts between two
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=gap, collapse_padding=True)
+    shown = [head for head in _HEADS if head != "p95" or wide]
+    for head in shown:
+        table.add_column(head, justify="left" if head in ("", "with") else "right", no_wrap=True)
     for row in matrix.rows:
-        table.add_row(*(Text(plain(cell)) for cell in _cells(row)), style="bold" if row.variant.name == SHIPPED else "")
+        cells = (Text(plain(cell)) for head, cell in zip(_HEADS, _cells(row), strict=True) if head in shown)
+        table.add_row(*cells, style="bold" if row.variant.name == SHIPPED else "")
     parts = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for head in _PARTS_HEADS:
         parts.add_column(head, justify="left" if head == "part" else "right")

@@ -241,7 +241,9 @@ def selftest(
     runs: Runs = RUNS,
     quiet: Quiet = False,
     samples: Annotated[int, typer.Option(min=1, help="Images that each fault is run on.")] = 96,
-    only: Annotated[list[str] | None, typer.Option(help="Plant this fault alone. May be repeated.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Plant this fault alone, and write no files. May be repeated.")
+    ] = None,
 ) -> None:
     from rich.console import Console
 

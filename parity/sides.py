@@ -110,10 +110,7 @@ def open_llamacpp(
 def _weights(model: Path, mmproj: Path) -> str | None:
     """The weights that a pair says it was made from; two halves of different weights give what equals neither."""
     from pipeline.export.convert import KEY_WEIGHTS
-    from pipeline.export.toolchain import load_gguf
+    from pipeline.verify import gguf_string
 
-    found = []
-    for path in (model, mmproj):
-        field = load_gguf().GGUFReader(path).fields.get(KEY_WEIGHTS)
-        found.append(None if field is None else field.contents())
+    found = [gguf_string(path, KEY_WEIGHTS) for path in (model, mmproj)]
     return found[0] if found[0] == found[1] else digest(found)

@@ -17,12 +17,12 @@ from rich.table import Table
 from parity.goldens import letterbox_gate
 from parity.judgement import Status
 from parity.lockstep import LADDER
-from parity.results import Results, read_results
+from parity.results import Results, Row, read_results
 from parity.run import FILES, Run
 from parity.samples import load_samples
 from parity.selftest.bench import Bench, Evidence
 from parity.selftest.faults import BAD_INPUT, CONTROLS, FAULTS, NOWHERE, Fault
-from parity.stages import Ladder, read_ladder
+from parity.stages import Ladder, Measured, read_ladder
 from pipeline.build import Build
 from pipeline.contract import Frozen
 from pipeline.errors import UserError
@@ -62,7 +62,7 @@ class SelfTest(Frozen):
     schema_version: int = 1
     recipe: str
     samples: int
-    """Images that each fault was run on."""
+    """Images that a fault was run on; those of bytes and tokens alone are run on fewer."""
     images: int
     """Images of the run."""
     findings: tuple[Finding, ...]
@@ -93,7 +93,7 @@ def try_fault(fault: Fault, bench: Bench) -> Finding:
     finding = _finding(fault, start, found, found == fault.stage, detail, verdict.status)
     if gate is None or gate.value is None:
         return finding
-    beyond = f"{gate.beyond} of {gate.samples}" if gate.samples else ""
+    beyond = f"{gate.beyond} of {gate.samples}" if gate.beyond else ""
     return finding.model_copy(update={"value": gate.value, "limit": gate.limit, "beyond": beyond})
 
 
@@ -109,7 +109,9 @@ def _finding(
 def resampled(evidence: Evidence, generator: random.Random) -> Evidence:
     """As many images drawn with replacement, each draw an image of its own."""
     assert evidence.ladder is not None
-    ours, theirs, rungs = {}, {}, {}
+    ours: dict[str, Row] = {}
+    theirs: dict[str, Row] = {}
+    rungs: dict[str, Measured] = {}
     for number, key in enumerate(generator.choices(list(evidence.reference.rows), k=len(evidence.reference.rows))):
         new = sha256_bytes(f"{key} {number}".encode())
         for rows, drawn in ((evidence.reference.rows, ours), (evidence.candidate.rows, theirs)):
@@ -166,7 +168,7 @@ def chosen(only: Sequence[str]) -> tuple[Fault, ...]:
 def self_test(bench: Bench, recipe: str, faults: Sequence[Fault], reporter: Reporter) -> SelfTest:
     """Plant the faults one by one."""
     start = time.perf_counter()
-    findings = []
+    findings: list[Finding] = []
     with reporter.progress(FOLDER, "faults") as advance:
         for fault in (*faults, *CONTROLS):
             advance(len(findings), len(faults) + len(CONTROLS), fault.name)
@@ -183,14 +185,16 @@ def self_test(bench: Bench, recipe: str, faults: Sequence[Fault], reporter: Repo
 
 
 def run(build: Build, samples: int, only: Sequence[str] = ()) -> SelfTest:
-    """Do the whole self-test of a recipe and write its files."""
+    """Do the self-test of a recipe; its files are written where no fault is left out."""
     faults = chosen(only)
-    with tempfile.TemporaryDirectory(prefix="selftest-") as scratch:
-        done = self_test(open_bench(build, samples, Path(scratch)), build.recipe.name, faults, build.reporter)
     folder = build.root / FOLDER
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "selftest.json", done.model_dump(mode="json") | {"passed": done.passed})
-    write_text(folder / "selftest.md", markdown(done))
+    folder.mkdir(parents=True, exist_ok=True)
+    # Changed copies of the GGUFs, one at a time; a large model's may not fit where the system keeps its own.
+    with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
+        done = self_test(open_bench(build, samples, Path(scratch)), build.recipe.name, faults, build.reporter)
+    if not only:
+        write_json(folder / "selftest.json", done.model_dump(mode="json") | {"passed": done.passed})
+        write_text(folder / "selftest.md", markdown(done))
     return done
 
 
@@ -210,7 +214,7 @@ def summary(done: SelfTest) -> str:
     caught = sum(finding.caught for finding in done.findings)
     counts = ", ".join(f"{count} {status}" for status, count in sorted(done.resamplings.items()))
     return (
-        f"{caught} of {len(done.findings)} faults caught at their stage, each on {done.samples} images;"
+        f"{caught} of {len(done.findings)} faults caught at their stage, on at most {done.samples} images each;"
         f" {sum(done.resamplings.values())} resamplings of the clean pair ({done.images} images): {counts}"
     )
 

@@ -103,7 +103,6 @@ def _label(
     best: bool,
 ) -> Box:
     """Write a name near its point where it covers least; its box, pixels."""
-    from matplotlib.patheffects import withStroke
 
     def covered(box: Box) -> float:
         inside = axes.get_window_extent().extents
@@ -121,7 +120,6 @@ def _label(
         arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
     )  # fmt: skip
     text.set_in_layout(False)
-    text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     found = []
     for order, (side, dy) in enumerate(_NEAR):
         text.set_position((7 * side, dy))

@@ -3,6 +3,7 @@
 The model is the tests' untrained one; its files in F32 and Q8_0 are the session's, and stand in for F16.
 """
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from pipeline.progress import Reporter
 
 PHONE = Runtime(n_threads=1)
 CONTRACT = Contract(max_new_tokens=2, runtime=PHONE)
-N = 6
+N = 5
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,8 @@ def test_a_fault_in_a_shipped_file_is_found_in_its_part(
         assert embeddings < own / 10
         assert embeddings < pixels / 10
     elif fault == "mean":
-        assert after["shipped-pixels"] == before["shipped-pixels"]
+        made = {"tiles_floats": before["shipped-pixels"].tiles_floats}  # its own pictures are measured, too
+        assert after["shipped-pixels"].model_copy(update=made) == before["shipped-pixels"]
         assert pixels < own / 10
     else:
         assert min(pixels, embeddings) > own / 2
@@ -273,12 +275,14 @@ def test_another_layout_of_the_prompt_is_refused(tiny: Path, phone_pair: Pair, f
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_table_fits_the_screen(clean: Path, width: int) -> None:
     matrix = read(clean)
-    console = Console(width=width, record=True, quiet=True)
-    print_matrix(matrix, console)
-    text = console.export_text()
+    console = Console(file=io.StringIO(), width=width)
+    with console.capture() as capture:
+        print_matrix(matrix, console)
+    text = capture.get()
     assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
     for row in matrix.rows:
-        assert row.variant.title.split()[0] in text
+        assert row.variant.title in text
     assert matrix.attribution.sentence.split(";")[0] in " ".join(text.split())
 
 
