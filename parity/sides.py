@@ -29,6 +29,11 @@ CODE: dict[SideName, tuple[str, ...]] = {
     "hf": (*_SHARED, "pipeline/inference.py", "parity/predictors/hf.py"),
     "llamacpp": (*_SHARED, "parity/predictors/llamacpp.py", "parity/predictors/libmtmd.py"),
 }
+# enum ggml_type in ggml.h, of what an export may hold
+_TYPE_NAMES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0",
+    10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 30: "BF16",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,21 @@ def open_llamacpp(
             "llamacpp", contract, dataset_sha256, predictor,
             model={"model": sha256_file(model), "mmproj": sha256_file(mmproj)},
             weights_sha256=_weights(model, mmproj),
-            runtime=contract.runtime.model_dump(mode="json") | {"n_threads": predictor.n_threads, "fed": order},
+            runtime=contract.runtime.model_dump(mode="json")
+            | {"n_threads": predictor.n_threads, "fed": order}
+            | {"text_types": _types(model), "mmproj_types": _types(mmproj)},
         )  # fmt: skip
         yield OpenSide(predictor, header)
+
+
+def _types(path: Path) -> str:
+    """The types of a half's matrices, as they are and not as a key states them: ``Q8_0``, ``Q5_0+Q8_0``."""
+    from pipeline.verify import gguf_matrices
+
+    # The patch and position tables of the vision half stay as they are in every export (pipeline/export/check.py).
+    kept = ("v.patch_embd", "v.position_embd")
+    kinds = {kind for name, kind in gguf_matrices(path).items() if not name.startswith(kept)}
+    return "+".join(sorted(_TYPE_NAMES.get(kind, f"type {kind}") for kind in kinds))
 
 
 def _weights(model: Path, mmproj: Path) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from parity.baseline import Baseline
-from parity.gates import inputs, scores
+from parity.gates import distances, inputs, scores
 from parity.gates import ladder as rungs
 from parity.gates.common import Pair
 from parity.gates.limits import Limits, limits_of, parted_at
@@ -81,14 +81,14 @@ def judge(
     difference = _difference(pairs, gate.margin_points)
     walked = [
         inputs.provenance(reference.header, candidate.header, contract),
-        inputs.runtime(candidate.header, contract),
+        inputs.runtime(candidate.header, contract, ladder),
         *checks,
         rungs.decoded(ladder),
         inputs.pixels(reference, candidate, pairs, contract),
         rungs.tiles(ladder, contract),
         inputs.tokens(reference.header, candidate.header, ladder),
-        rungs.embeddings(ladder, limits),
-        rungs.logits(pairs, ladder, limits, gate),
+        distances.embeddings(ladder, limits),
+        distances.logits(pairs, ladder, limits, gate),
         rungs.generation(pairs, ladder),
         scores.answers(reference, candidate, contract),
         scores.accuracy(reference, candidate, pairs, difference, gate),

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -128,6 +130,35 @@ def gguf_string(path: Path, key: str) -> str | None:
 
     Raises CheckFailed where the file is not a GGUF of version 3, little-endian, or ends within its metadata.
     """
+    with _opened(path) as (head, _, keys):
+        for _ in range(keys):
+            name, kind = head.string(), head.number(4)
+            if name == key.encode():
+                return head.string().decode(errors="replace") if kind == _STRING else None
+            head.skip(kind)
+    return None
+
+
+def gguf_matrices(path: Path) -> dict[str, int]:
+    """Name -> type (``enum ggml_type``) of every tensor of two or more dimensions. Raises as :func:`gguf_string`."""
+    found = {}
+    with _opened(path) as (head, tensors, keys):
+        for _ in range(keys):
+            head.string()
+            head.skip(head.number(4))
+        for _ in range(tensors):
+            name, dimensions = head.string().decode(errors="replace"), head.number(4)
+            head.take(8 * dimensions)
+            kind = head.number(4)
+            head.take(8)  # where its data are
+            if dimensions > 1:
+                found[name] = kind
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[_Head, int, int]]:
+    """(the file behind its first numbers, how many tensors, how many keys it has)."""
     with open(path, "rb") as file:
         head = _Head(file, path.stat().st_size)
         try:
@@ -136,15 +167,9 @@ def gguf_string(path: Path, key: str) -> str | None:
             version = head.number(4)
             if version != 3:
                 raise ValueError(f"its version is {version}, and this program reads 3")
-            head.take(8)  # the number of tensors
-            for _ in range(head.number(8)):
-                name, kind = head.string(), head.number(4)
-                if name == key.encode():
-                    return head.string().decode(errors="replace") if kind == _STRING else None
-                head.skip(kind)
+            yield head, head.number(8), head.number(8)
         except (ValueError, RecursionError) as error:
             raise CheckFailed(f"{path} cannot be read as GGUF: {error}") from None
-    return None
 
 
 class _Head:

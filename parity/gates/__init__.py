@@ -1,8 +1,8 @@
 """The checks that lead to a verdict, in the order in which a picture becomes an answer.
 
     inputs.py   provenance, runtime, pixels, tokens: what the two sides were given
-    ladder.py   decoded, tiles, embeddings, logits, generation: what each stage made of it
-    limits.py   what the ladder's numbers may be
+    ladder.py   decoded, tiles, generation: what must be equal
+    distances.py  embeddings, logits: what is near enough, and limits.py how near that is
     scores.py   answers, accuracy, classes, baseline: what came out
 
 Each compares one thing of two sides that answered the same images. The first that is red is where the sides part; what

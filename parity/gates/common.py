@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from parity.judgement import GateResult, GateStatus, Rung, Worst
 from parity.results import Row
-from parity.stages import RUNGS
+from parity.stages import RUNGS, Ladder, Measured
 
 EXAMPLES = 3
 """How many images a gate's detail names."""
 MAX_WORST = 5
+NO_LADDER = "no ladder was walked: `parity run` writes one beside the results"
 
 Pair = tuple[Row, Row]
 """Reference and candidate row of one image."""
@@ -64,3 +65,8 @@ def named(image_ids: Sequence[str]) -> str:
 def short(digest: str) -> str:
     """A digest as a person compares it."""
     return digest[:12]
+
+
+def measured_rows(ladder: Ladder | None) -> list[Measured]:
+    """By image id; none without a ladder."""
+    return list(ladder.rows.values()) if ladder else []

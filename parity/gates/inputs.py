@@ -9,6 +9,7 @@ from parity.judgement import GateResult
 from parity.results import Header, Results
 from parity.stages import Ladder
 from pipeline.contract import Contract
+from pipeline.export.types import MATRIX_TYPES
 
 LLAMA_KEYS = ("llama-cpp-python", "llama_commit")
 """The versions that say which llama.cpp a side knows."""
@@ -61,8 +62,20 @@ def provenance(ours: Header, theirs: Header, contract: Contract) -> GateResult:
     return result("provenance", "green", "the same on both sides: " + ", ".join(same))
 
 
-def runtime(theirs: Header, contract: Contract) -> GateResult:
-    """The candidate's engine is set up as the contract's ``runtime`` has it, as far as its header says."""
+def runtime(theirs: Header, contract: Contract, ladder: Ladder | None = None) -> GateResult:
+    """The candidate's engine is set up as the contract's ``runtime`` has it, and runs files of the types exported.
+
+    As far as its header says; the types exported stand in the ladder's.
+    """
+    if ladder and (odd := _odd_types(theirs, ladder)):
+        half, found, declared = odd
+        return result(
+            "runtime",
+            "red",
+            f"{theirs.side}'s {half} half has matrices of {found}, and {declared} was exported",
+            f"{theirs.side} ran another file than the bundle's, or one that was quantized again",
+            f"give {theirs.side} the bundle's own files, or export {found} and judge that",
+        )
     wanted: dict[str, Any] = contract.runtime.model_dump(mode="json", exclude={"n_threads"})
     stated = {key: theirs.runtime[key] for key in wanted if key in theirs.runtime}
     if not stated:
@@ -83,6 +96,18 @@ def runtime(theirs: Header, contract: Contract) -> GateResult:
         f"run {theirs.side} again with {', '.join(f'{key} {_plain(wanted[key])}' for key in wrong)}, or set"
         " contract.runtime to what the app has",
     )
+
+
+def _odd_types(theirs: Header, ladder: Ladder) -> tuple[str, str, str] | None:
+    """(half, types of its matrices, type exported) of a half that is not of the type it was exported in."""
+    for half, key, declared in (
+        ("language", "text_types", ladder.header.text_type),
+        ("vision", "mmproj_types", ladder.header.mmproj_type),
+    ):
+        found = theirs.runtime.get(key)
+        if isinstance(found, str) and not set(found.split("+")) <= MATRIX_TYPES.get(declared, {declared}):
+            return half, found, declared
+    return None
 
 
 def _batch(settings: dict[str, Any]) -> Any:

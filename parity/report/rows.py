@@ -5,7 +5,7 @@ The columns that the page's script reads are made here; one list a property, so 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from parity.gates.limits import Limits, limits_of, parted_at
@@ -71,17 +71,11 @@ def pair_up(verdict: Verdict, reference: Results, candidate: Results, ladder: La
 
 
 def limits_in(verdict: Verdict, ladder: Ladder) -> Limits:
-    """The limits that the verdict's gates were judged by, whatever contract they came from."""
+    """The limits that the verdict's gates were judged by: all of them follow one ``noise_factor``, whatever it was."""
     usual = limits_of(ladder.header, Gate())
-    stated = {gate.rung: gate.limit for gate in verdict.gates}
-
-    def taken(rung: Rung, median: float, each: float) -> tuple[float, float]:
-        limit = stated.get(rung)
-        return (median, each) if limit is None else (limit, limit * each / median)
-
-    embeddings = taken("S4", usual.embeddings, usual.embeddings_each)
-    logits = taken("S5", usual.logits, usual.logits_each)
-    return Limits(embeddings[0], embeddings[1], logits[0], logits[1])
+    stated = next((gate.limit for gate in verdict.gates if gate.rung == "S4" and gate.limit is not None), None)
+    factor = 1.0 if stated is None else stated / usual.embeddings
+    return Limits(**{name: value * factor for name, value in asdict(usual).items()})
 
 
 def probabilities(row: Row, labels: Sequence[str]) -> list[float | None]:

@@ -14,22 +14,9 @@ from pipeline.contract import Contract
 from pipeline.errors import CheckFailed
 from pipeline.export.convert import KEY_ADD_BOS, KEY_CONTRACT, KEY_RECIPE
 from pipeline.export.toolchain import load_gguf
-from pipeline.export.types import MmprojType, TextType
+from pipeline.export.types import MATRIX_TYPES, MmprojType, TextType
 from pipeline.files import canonical_json, sha256_bytes
 from pipeline.model.folder import read_geometry
-
-# What a K-quant may fall back to for a matrix whose rows 256 does not divide (llama-quant.cpp, tensor_type_fallback),
-# and the types its mixtures use beside the one it is named after.
-_ALLOWED: dict[str, set[str]] = {
-    "F32": {"F32"},
-    "F16": {"F16"},
-    "Q8_0": {"Q8_0"},
-    "Q4_0": {"Q4_0", "Q6_K", "Q8_0"},
-    "Q6_K": {"Q6_K", "Q8_0"},
-    "Q5_K_M": {"Q5_K", "Q6_K", "Q5_1", "Q8_0"},
-    "Q4_K_M": {"Q4_K", "Q6_K", "Q5_0", "Q5_1", "Q8_0"},
-}
-
 
 def _weights(model: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor stored in a model folder's safetensors files."""
@@ -97,7 +84,7 @@ def tokenizer_digest(tokens: list[str]) -> str:
 def check_text(path: Path, model: Path, name: str, contract: Contract, recipe: str, text_type: TextType) -> None:
     """Check the language half. Raises CheckFailed that lists every difference."""
     reader, findings = _open(path), _Findings(path)
-    _common(reader, findings, name, contract, recipe, _ALLOWED[text_type])
+    _common(reader, findings, name, contract, recipe, MATRIX_TYPES[text_type])
     config = json.loads((model / "config.json").read_text())
     text = [name for name in _weights(model) if not _is_vision(name)]
     if config.get("tie_word_embeddings") or config["text_config"].get("tie_word_embeddings"):

@@ -4,3 +4,16 @@ from typing import Literal
 
 TextType = Literal["F32", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]
 MmprojType = Literal["F32", "F16", "Q8_0"]
+
+# What a K-quant may fall back to for a matrix whose rows 256 does not divide (llama-quant.cpp, tensor_type_fallback),
+# and the types its mixtures use beside the one it is named after.
+MATRIX_TYPES: dict[str, set[str]] = {
+    "F32": {"F32"},
+    "F16": {"F16"},
+    "Q8_0": {"Q8_0"},
+    "Q4_0": {"Q4_0", "Q6_K", "Q8_0"},
+    "Q6_K": {"Q6_K", "Q8_0"},
+    "Q5_K_M": {"Q5_K", "Q6_K", "Q5_1", "Q8_0"},
+    "Q4_K_M": {"Q4_K", "Q6_K", "Q5_0", "Q5_1", "Q8_0"},
+}
+"""Type of an export -> the types that its matrices may have."""

@@ -87,7 +87,7 @@ def test_the_ladder_shows_values_limits_floors_and_where_a_flip_parted(width: in
     assert max(len(line) for line in text.splitlines()) <= width
     joined = " ".join(text.split())
     assert "✓ ok S4 embeddings median 0.009" in joined
-    assert "(limit 0.06, floor 0.005)" in joined
+    assert "(limit 0.03, floor 0.005)" in joined
     assert "image_0000 water water land S4 embeddings" in joined
     assert "· S0 decoded not measured: " in joined
 
