@@ -109,12 +109,12 @@ def open_llamacpp(
             weights_sha256=_weights(model, mmproj),
             runtime=contract.runtime.model_dump(mode="json")
             | {"n_threads": predictor.n_threads, "fed": order}
-            | {"text_types": _types(model), "mmproj_types": _types(mmproj)},
+            | {"text_types": tensor_types(model), "mmproj_types": tensor_types(mmproj)},
         )  # fmt: skip
         yield OpenSide(predictor, header)
 
 
-def _types(path: Path) -> str:
+def tensor_types(path: Path) -> str:
     """The types of a half's matrices, as they are and not as a key states them: ``Q8_0``, ``Q5_0+Q8_0``."""
     from pipeline.verify import gguf_matrices
 

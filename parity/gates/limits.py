@@ -18,24 +18,24 @@ from pipeline.contract import Gate
 EMBEDDINGS_FACTOR = {"F32": 1.0, "F16": 1.0, "Q8_0": 3.0}
 """mmproj type -> factor on the floor of the embeddings' relative error.
 
-Measured: F32 0.014 | 0.055 | @S4F32, F16 0.020 | 0.088 | @S4F16, Q8_0 0.42 | 1.9 | @S4Q8."""
+Measured: F32 0.014 | 0.055 | 0.038, F16 0.020 | 0.088 | 0.073, Q8_0 0.42 | 1.9 | 1.8."""
 
 # KL grows with the square of what is added to the logits, and the squares of independent errors add up: one sum.
 BASE_FACTOR = 1.0
-"""Share of the engine itself in the factor on the floor of the KL, whatever the types: 3e-6 | 9e-4 | @BASE with F32
+"""Share of the engine itself in the factor on the floor of the KL, whatever the types: 3e-6 | 9e-4 | 2e-6 with F32
 throughout, and room for what the parts do to one another."""
 TEXT_FACTOR = {
     "F32": 0.0,
-    "F16": 0.1,  # 0.001 | 0.006 | @F16
-    "Q8_0": 6.0,  # 0.65 | 4.7 | @Q8
-    "Q6_K": 8.0,  # tiny's rows are too short for K types, and fall back to Q8_0; @Q6
-    "Q5_K_M": 120.0,  # as Q5_1 1.1 | 94; @Q5
-    "Q4_K_M": 130.0,  # as Q5_0 1.1 | 105; @Q4K
-    "Q4_0": 800.0,  # 1.8 | 660 | @Q40
+    "F16": 0.1,  # 0.001 | 0.006 | 0.002
+    "Q8_0": 6.0,  # 0.65 | 4.7 | 1.7
+    "Q6_K": 8.0,  # tiny's rows are too short for K types, and fall back to Q8_0; 2.4 with the K type where it fits
+    "Q5_K_M": 120.0,  # as Q5_1 1.1 | 94; 100 there
+    "Q4_K_M": 130.0,  # as Q5_0 1.1 | 105; 29 there
+    "Q4_0": 800.0,  # 1.8 | 660 | 86
 }
 """Type of the language half -> its share."""
 MMPROJ_FACTOR = {"F32": 0.0, "F16": 0.1, "Q8_0": 1.5}
-"""Type of the vision half -> its share. Measured: F16 4e-6 | 0.003 | @M16, Q8_0 0.0015 | 1.1 | @M8."""
+"""Type of the vision half -> its share. Measured: F16 4e-6 | 0.003 | 2e-5, Q8_0 0.0015 | 1.1 | 0.012."""
 KV_FACTOR = {"f32": 0.0, "f16": 0.02, "q8_0": 0.1, "q5_1": 2.0, "q5_0": 3.0, "q4_1": 9.0, "q4_0": 12.0}
 """Type of the cache's keys, or of its values -> its share. Measured, both together: f16 0.0002 | 0.02 | @K16, q8_0
 0.004 | 0.08 | @K8, q5_1 0.22 | 3.2 | @K51, q5_0 0.24 | 4.3 | @K50, q4_1 0.58 | 14 | @K41, q4_0 1.3 | 18 | @K40."""

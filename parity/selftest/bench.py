@@ -164,14 +164,17 @@ class Bench:
         **stated: Any,
     ) -> Seen:
         """Run llama.cpp with what is given in place of the run's own; the header owns up to none of it but the files'
-        hashes, the prompt's layout, and what is ``stated``."""
+        hashes and types, the prompt's layout, and what is ``stated``."""
         from parity.predictors.llamacpp import LlamaCppPredictor
+        from parity.sides import tensor_types
 
         model, mmproj = model or self.model, mmproj or self.mmproj
         samples = self.samples if samples is None else samples
         hashes = {"model": {"model": sha256_file(model), "mmproj": sha256_file(mmproj)}}
         with LlamaCppPredictor(model, mmproj, self.encoder(contract or self.contract), tapped=True) as predictor:
-            header = self.saved.candidate.header.model_copy(update=hashes | stated)
+            own = self.saved.candidate.header
+            types = {"text_types": tensor_types(model), "mmproj_types": tensor_types(mmproj)}
+            header = own.model_copy(update={"runtime": own.runtime | types} | hashes | stated)
             seen = self._seen(predictor, header, samples, canvases or [sample.rgb for sample in samples])
             paths = files or [sample.folder / sample.record.image_path for sample in samples]
             for path, sample in zip(paths, samples, strict=True):

@@ -78,9 +78,9 @@ def f16_cache(bench: Bench) -> Contract:
     return changed(bench.contract, runtime={"type_k": "f16", "type_v": "f16", "flash_attn": True})
 
 
-def kv_cache(bench: Bench, owned: bool) -> Evidence:
+def kv_cache(bench: Bench) -> Evidence:
     """KV cache Q4_0 where the contract has F16."""
-    return with_runtime(bench, f16_cache(bench), {"type_k": "q4_0", "type_v": "q4_0"}, owned)
+    return with_runtime(bench, f16_cache(bench), {"type_k": "q4_0", "type_v": "q4_0"}, owned=True)
 
 
 def f16_cache_kept(bench: Bench) -> Evidence:
