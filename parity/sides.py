@@ -93,6 +93,7 @@ def open_llamacpp(
     dataset_sha256: str,
     fed_order: Literal["rgb", "bgr"] | None = None,
     tapped: bool = True,
+    sequences: int | None = None,
 ) -> Iterator[OpenSide]:
     """llama.cpp's side of a GGUF pair; ``merged`` gives the tokenizer that the answers' ids are taken from.
 
@@ -102,7 +103,7 @@ def open_llamacpp(
 
     order = fed_order or contract.image.channel_order
     fed = contract.model_copy(update={"image": contract.image.model_copy(update={"channel_order": order})})
-    with LlamaCppPredictor(model, mmproj, _encoder(merged, fed), tapped=tapped) as predictor:
+    with LlamaCppPredictor(model, mmproj, _encoder(merged, fed), sequences=sequences, tapped=tapped) as predictor:
         header = _header(
             "llamacpp", contract, dataset_sha256, predictor,
             model={"model": sha256_file(model), "mmproj": sha256_file(mmproj)},

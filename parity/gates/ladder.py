@@ -139,7 +139,10 @@ def _plan(count: int) -> str:
 
 
 def generation(pairs: Sequence[Pair], ladder: Ladder | None) -> GateResult:
-    """S6: where the labels are equal, so are the generated tokens, but for the few that the noise floor shows.
+    """S6: where the labels are equal, so are the generated tokens, but for the few that the noise floor may show.
+
+    Both shares are known from some images only: the lower end of the one's interval is held against the upper end of
+    the other's.
 
     Answers without a label do not count: what a model babbles hangs on near ties, and `accuracy` has such answers.
     """
@@ -153,7 +156,7 @@ def generation(pairs: Sequence[Pair], ladder: Ladder | None) -> GateResult:
     numbers: dict[str, Any] = {
         "metric": "share of equal labels with other generated tokens, lower end of its 95 % interval",
         "value": wilson(len(unequal), len(equal))[0],
-        "limit": max(noise or 0.0, GENERATION_SHARE),
+        "limit": max(wilson(floor.generated_differ, floor.samples)[1] if floor else 0.0, GENERATION_SHARE),
         "floor": noise,
         "samples": len(equal),
         "beyond": len(unequal),

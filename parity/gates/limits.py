@@ -36,12 +36,13 @@ TEXT_FACTOR = {
 """Type of the language half -> its share."""
 MMPROJ_FACTOR = {"F32": 0.0, "F16": 0.1, "Q8_0": 1.5}
 """Type of the vision half -> its share. Measured: F16 4e-6 | 0.003 | 2e-5, Q8_0 0.0015 | 1.1 | 0.012."""
-KV_FACTOR = {"f32": 0.0, "f16": 0.02, "q8_0": 0.1, "q5_1": 2.0, "q5_0": 3.0, "q4_1": 9.0, "q4_0": 12.0}
-"""Type of the cache's keys, or of its values -> its share. Measured, both together: f16 0.0002 | 0.02 | @K16, q8_0
-0.004 | 0.08 | @K8, q5_1 0.22 | 3.2 | @K51, q5_0 0.24 | 4.3 | @K50, q4_1 0.58 | 14 | @K41, q4_0 1.3 | 18 | @K40."""
+KV_FACTOR = {"f32": 0.0, "f16": 0.02, "q8_0": 0.1, "q5_1": 2.5, "q5_0": 3.5, "q4_1": 11.0, "q4_0": 16.0}
+"""Type of the cache's keys, or of its values -> its share. Measured, both together, with flash attention: f16
+0.0002 | 0.02 | 0.002, q8_0 0.004 | 0.08 | 0.13, q5_1 0.22 | 3.2 | 3.4, q5_0 0.24 | 4.3 | 5.1, q4_1 0.58 | 14 | 17,
+q4_0 1.3 | 18 | 24."""
 LARGEST_FACTOR = 1.3
 """On the root of the KL's factor: the limit of the largest logit difference, whose floor grows as the error itself.
-Measured, shipped types (Q8_0, Q8_0, q4_0): 2.3 | 5.2 | @L times the floor, where 1.3 times the root allows 7.4."""
+Measured, shipped types (Q8_0, Q8_0, q4_0): 2.3 | 5.2 | 5.5 times the floor, where 1.3 times the root allows 8.3."""
 
 LEAST_EMBEDDINGS = 1e-3
 """Relative error that is always allowed: F32 against F32 gives 3.4e-4 at most, two ways to sum the same numbers."""
@@ -53,7 +54,8 @@ LEAST_FLOATS = 1e-4
 """S2: (x / 255 - mean) / std rounded in float32 differs by 1e-7; one level of a byte makes 8e-3."""
 LABELS_KL = 0.02
 """Nats over the labels that are allowed without a ladder, where no floor is known. Measured, shipped types: median
-4.4e-6 | 2.2e-3 | @LKL; a dropped adapter gives above 1."""
+4.4e-6 | 2.2e-3 | 0.086 (rightly beyond it: there a cache of Q4_0 changes every second answer); a dropped adapter gives
+above 1."""
 GENERATION_SHARE = 0.01
 """Images with an equal label that may have other generated tokens."""
 SHARE_BEYOND = 0.25

@@ -70,14 +70,10 @@ class _Relay(Reporter):
 
 def run_pair(job: PairJob) -> None:
     """Hold the pair against the recorded reference, going on with what is in ``job.out``; then write ``cost.json``."""
-    from parity.predictors import llamacpp
     from pipeline.encoding import make_encoder
     from pipeline.export.toolchain import load_gguf
     from pipeline.model.folder import load_tokenizer, read_geometry
 
-    # One image at a time, as the phone does: several together would be quicker and need more memory, which F32 and F16
-    # are not allowed (their bits would change), so that the types could not be compared. Of this process alone.
-    llamacpp.SEQUENCES = 1
     load_gguf()  # libraries are not to be counted as the pair's memory
 
     encoder = make_encoder(job.contract, load_tokenizer(job.merged), read_geometry(job.merged))
@@ -85,7 +81,12 @@ def run_pair(job: PairJob) -> None:
     samples = [Sample(job.dataset, record) for record in job.records]
     relay = _Relay()
     before = _memory("VmRSS")
-    with open_llamacpp(job.merged, job.model, job.mmproj, job.contract, job.about.dataset_sha256) as candidate:
+    # One image at a time, as the phone does: several together would be quicker and need more memory, which F32 and F16
+    # are not allowed (their bits would change), so that the types could not be compared.
+    opened = open_llamacpp(
+        job.merged, job.model, job.mmproj, job.contract, job.about.dataset_sha256, sequences=1
+    )  # fmt: skip
+    with opened as candidate:
         loading = _memory("VmHWM")
         resettable = _forget_peak()  # reading the GGUF's metadata takes 150 MB for a moment, in Python
         # Without the comparison, which takes 60 MB with the tiny model. It warms the caches, too.
