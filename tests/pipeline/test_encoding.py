@@ -12,7 +12,8 @@ import pytest
 from llama_cpp import mtmd_cpp
 from models import Pair, canvases, encoder_for, llama, rewrite
 
-from parity.predictors.llamacpp import Chunks, LlamaCppPredictor, chunk_tokens
+from parity.predictors.libmtmd import Chunks, chunk_tokens
+from parity.predictors.llamacpp import LlamaCppPredictor
 from pipeline.contract import Contract, ImageContract, Runtime, Tiling
 from pipeline.encoding import IGNORE, Encoder, fed_bytes, make_encoder
 from pipeline.errors import UserError
