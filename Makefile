@@ -54,7 +54,11 @@ given-key:
 
 .PHONY: test
 test: environment ## run the tests (some of them: TESTS="tests/test_letterbox.py -k exif")
-	@$(BIN)/pytest $(TESTS)
+	@$(BIN)/pytest $(if $(TESTS),$(TESTS),-m "not slow")
+
+.PHONY: test-slow
+test-slow: environment ## run the tests that take longer: whole jobs, sweeps, swaps, Ray (2 minutes)
+	@$(BIN)/pytest -m slow
 
 .PHONY: lint
 lint: environment ## check format, style and types

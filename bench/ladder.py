@@ -91,7 +91,7 @@ def cost(build: Build) -> dict[str, float]:
                 for _ in side.predict(sample.rgb for sample in held):
                     pass
             middle = time.perf_counter()
-            for batch in batches(held):  # type: ignore[arg-type]
+            for batch in batches(held, ours.batch_size):  # type: ignore[arg-type]
                 for a, b in zip(*(observe(side, batch, run.contract) for side in (ours, theirs)), strict=True):
                     measure(a, b, None)
             plain.append((middle - start) * 1e3 / len(held))

@@ -24,8 +24,6 @@ from pipeline.prediction import Prediction, Taps
 from pipeline.progress import Reporter
 
 REFERENCE, CANDIDATE, LADDER = "hf.results.jsonl", "llamacpp.results.jsonl", "ladder.jsonl"
-BATCH = 16
-"""Images that both sides have in memory at a time; the reference's own batch."""
 FLOOR_SAMPLES = 64
 """Images that the noise floor is measured on: their median is within some percent of that of all."""
 KEPT = 5
@@ -57,8 +55,8 @@ def observe(side: Observer, samples: Sequence[Sample], contract: Contract) -> li
     ]
 
 
-def batches(samples: Sequence[Sample], size: int = BATCH) -> Iterator[list[Sample]]:
-    """``samples`` in their order, ``size`` at a time."""
+def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
+    """``samples`` in their order, ``size`` at a time: what both sides have in memory together."""
     waiting = iter(samples)
     while batch := list(islice(waiting, size)):
         yield batch
@@ -75,7 +73,7 @@ def measure_floor(
     chosen = [samples[index * len(samples) // count] for index in range(count)]
     measured: list[Measured] = []
     with reporter.progress("floor", "images") as advance:
-        for batch in batches(chosen):
+        for batch in batches(chosen, reference.batch_size):
             pairs = zip(observe(reference, batch, contract), observe(rounded, batch, contract), strict=True)
             measured += [measure(a, b, None) for a, b in pairs]
             advance(len(measured), count, "")
@@ -110,7 +108,7 @@ def walk(
         waiting = [sample for sample in samples if sample.key not in ours.keys & theirs.keys & ladder.keys]
         done = len(samples) - len(waiting)
         advance(done, len(samples), "")
-        for batch in batches(waiting):
+        for batch in batches(waiting, reference.predictor.batch_size):
             a_rows = observe(reference.predictor, batch, contract)
             b_rows = observe(candidate.predictor, batch, contract)
             for sample, a, b in zip(batch, a_rows, b_rows, strict=True):

@@ -225,7 +225,7 @@ class Swaps:
         """Hugging Face in float32 on every image."""
         predictor = open_hf(self.merged, self.contract, self.dataset_sha256).predictor
         seen = []
-        for batch in batches(self.samples):
+        for batch in batches(self.samples, predictor.batch_size):
             seen += observe(predictor, batch, self.contract)
         return seen
 
@@ -249,7 +249,7 @@ class Swaps:
                     f" {len(reference[0][1].prompt_ids)}, or with others, so nothing of one fits into the other: run"
                     " `parity run` and mend what its gate 'tokens' says"
                 )
-            for batch in batches(self.samples):
+            for batch in batches(self.samples, side.batch_size):
                 ours = reference[len(measured) : len(measured) + len(batch)]
                 for a, b in zip(ours, self._answers(variant, side, batch, ours), strict=True):
                     measured.append(measure(a, b, None))

@@ -57,7 +57,7 @@ class HfPredictor:
         self._tokenizer = tokenizer
         self._encoder = encoder
         large = model.config.text_config.hidden_size >= LARGE_HIDDEN
-        self._batch_size = batch_size or (LARGE_BATCH_SIZE if large else BATCH_SIZE)
+        self.batch_size = batch_size or (LARGE_BATCH_SIZE if large else BATCH_SIZE)
         picture = encoder.geometry.image_token_id
         self.prompt_ids = [-1 if token == picture else token for token in encoder.prompt_ids]
         self.image_slots = encoder.image_slots
@@ -69,10 +69,10 @@ class HfPredictor:
     def observe(self, canvases: Iterable[npt.NDArray[np.uint8]]) -> Iterator[tuple[Prediction, Taps]]:
         """See :class:`parity.predictors.Observer`."""
         fed = (fed_bytes(canvas, self._encoder.contract) for canvas in canvases)
-        while batch := list(itertools.islice(fed, self._batch_size)):
+        while batch := list(itertools.islice(fed, self.batch_size)):
             # Always as many rows: the last bits of a product depend on their number (1e-5 nats), and an answer must not
             # depend on how many images happened to be left. In a full batch they do not depend on the neighbours.
-            padding = [batch[-1]] * (self._batch_size - len(batch))
+            padding = [batch[-1]] * (self.batch_size - len(batch))
             yield from self._answer_batch(batch + padding)[: len(batch)]
 
     @torch.inference_mode()

@@ -23,12 +23,11 @@ from parity.results import Header, ResultsWriter, read_results
 from parity.run import answer_all
 from parity.samples import Sample, load_samples
 from parity.verdict import judge
-from pipeline.contract import Contract, ImageContract, Tiling
+from pipeline.contract import Contract, ImageContract
 from pipeline.encoding import Encoder, make_encoder
-from pipeline.export.convert import convert_mmproj, convert_text
 from pipeline.letterbox import letterbox
 from pipeline.model.embedded import build_tokenizer
-from pipeline.model.folder import load_model, load_tokenizer, read_geometry, write_model_folder
+from pipeline.model.folder import load_tokenizer, read_geometry
 from pipeline.progress import Reporter
 from pipeline.verify import verify_bundle
 
@@ -190,6 +189,7 @@ def test_one_model_at_a_time_gives_the_same_answers(place: Path, run: Path) -> N
     assert (gates["embeddings"], gates["logits"]) == ("not measured", "green")
 
 
+@pytest.mark.slow
 def test_a_divided_run_is_the_whole_run(place: Path, run: Path) -> None:
     root = place / "divided" / "small"
     shutil.copytree(place / "runs" / "small", root)
@@ -299,6 +299,7 @@ def write_hub_like(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_smolvlm2_folder_as_the_hub_has_it_goes_the_whole_way(tmp_path: Path) -> None:
     """With the default training settings: LoRA, gradient checkpointing, accumulation."""
     write_hub_like(tmp_path / "model")
@@ -376,29 +377,6 @@ def test_swapped_channels_are_caught_at_the_pixels(place: Path) -> None:
     assert verdict["first_bad_stage"] == "pixels"
     assert "channel" in verdict["cause"]
     assert "FAIL" in result.stdout
-
-
-def test_a_dropped_adapter_is_caught_at_the_logits(
-    run: Path, verdict_of: Answer, pair: tuple[Path, Path], encoder: Encoder, samples: list[Sample], tmp_path: Path
-) -> None:
-    untrained = tmp_path / "base-Q8_0.gguf"
-    convert_text(run / "base", untrained, "Q8_0", "Small", {}, threads=2)
-    verdict = verdict_of(untrained, pair[1], encoder, samples)
-    assert (verdict.status, verdict.first_bad_stage) == ("FAIL", "logits")
-
-
-def test_a_wrong_tile_plan_is_caught_at_the_tokens(
-    run: Path, verdict_of: Answer, pair: tuple[Path, Path], encoder: Encoder, samples: list[Sample], tmp_path: Path
-) -> None:
-    folder = tmp_path / "two-by-two"
-    folder.mkdir()
-    merged = run / "merged"
-    write_model_folder(folder, load_model(merged), load_tokenizer(merged), Tiling(grid=2), read_geometry(merged))
-    mmproj = tmp_path / "mmproj.gguf"
-    convert_mmproj(folder, mmproj, "Q8_0", "Small", {})
-    verdict = verdict_of(pair[0], mmproj, encoder, samples)
-    assert (verdict.status, verdict.first_bad_stage) == ("FAIL", "tokens")
-    assert "tile plan" in verdict.cause + verdict.fix
 
 
 def test_a_letterbox_that_differs_on_one_side_is_caught_at_the_pixels(

@@ -30,6 +30,9 @@ class Predictor(Protocol):
 class Observer(Predictor, Protocol):
     """A side that shows what it made of a canvas on the way to the answer."""
 
+    batch_size: int
+    """Images that it answers together."""
+
     def observe(self, canvases: Iterable[npt.NDArray[np.uint8]]) -> Iterator[tuple[Prediction, Taps]]:
         """The same predictions, each with the stages that led to it."""
         ...

@@ -97,10 +97,10 @@ class LlamaCppPredictor:
         if not self._model:
             raise UserError(f"llama.cpp cannot load {model}: {log.error()}")
         # llama.cpp wants room in a batch for a token of each sequence.
-        self.sequences = min(self._sequences or _sequences(self._model), self._n_batch)
+        self.batch_size = min(self._sequences or _sequences(self._model), self._n_batch)
         context = llama_cpp.llama_context_default_params()
-        context.n_ctx = runtime.n_ctx * self.sequences
-        context.n_seq_max = self.sequences
+        context.n_ctx = runtime.n_ctx * self.batch_size
+        context.n_seq_max = self.batch_size
         context.kv_unified = False  # each sequence has the window that it has on the phone
         context.n_batch = context.n_ubatch = self._n_batch
         context.n_threads = context.n_threads_batch = self.n_threads
@@ -175,7 +175,7 @@ class LlamaCppPredictor:
             answered = self._answer_batch(batch, given)
             seconds = (time.perf_counter() - start) / len(batch)
             yield from answered
-            count = min(self.sequences, max(1, int(STEP_SECONDS / seconds)))
+            count = min(self.batch_size, max(1, int(STEP_SECONDS / seconds)))
 
     def _answer_batch(
         self, canvases: list[npt.NDArray[np.uint8]], given: "_Given | None"

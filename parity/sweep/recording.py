@@ -43,7 +43,7 @@ def record(
         waiting = [sample for sample in samples if sample.key not in writer.keys]
         done = len(samples) - len(waiting)
         advance(done, len(samples), "")
-        for batch in batches(waiting):
+        for batch in batches(waiting, side.predictor.batch_size):
             seen = observe(side.predictor, batch, contract)
             place = len(writer.keys)
             _store(folder / LOG_PROBS, room, place, np.stack([taps.log_probs for _, taps in seen]))
@@ -74,6 +74,8 @@ class Recorded:
     """Plays the reference side back: canvas in, the recorded prediction and stages out."""
 
     side = "hf"
+    batch_size = 16
+    """It answers at once; a step that is seen."""
 
     def __init__(self, folder: Path, encoder: Encoder) -> None:
         self._folder, self._encoder = folder, encoder

@@ -18,6 +18,7 @@ from pipeline.export.types import MATRIX_TYPES, MmprojType, TextType
 from pipeline.files import canonical_json, sha256_bytes
 from pipeline.model.folder import read_geometry
 
+
 def _weights(model: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor stored in a model folder's safetensors files."""
     from safetensors import safe_open

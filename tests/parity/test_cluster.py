@@ -35,6 +35,8 @@ from pipeline.files import sha256_bytes
 from pipeline.prediction import Prediction
 from pipeline.progress import Reporter
 
+pytestmark = pytest.mark.slow
+
 QUIET = Reporter(Console(), quiet=True)
 WORKERS = 2
 

@@ -221,7 +221,7 @@ def test_the_rest_of_the_profile_is_honoured(tiny: Path, exact_pair: Pair) -> No
     contract = Contract(runtime=Runtime(n_ctx=512, n_batch=64))
     with LlamaCppPredictor(exact_pair.text, exact_pair.mmproj, encoder_for(tiny, contract), cores=12) as side:
         assert side.n_threads == llama_cpp.llama_n_threads(side._context) == 6
-        assert llama_cpp.llama_n_ctx(side._context) == 512 * side.sequences
+        assert llama_cpp.llama_n_ctx(side._context) == 512 * side.batch_size
         assert llama_cpp.llama_n_batch(side._context) == llama_cpp.llama_n_ubatch(side._context) == 64
     with llama(tiny, exact_pair, Contract(runtime=Runtime(n_threads=3))) as side:
         assert side.n_threads == llama_cpp.llama_n_threads_batch(side._context) == 3
@@ -332,7 +332,7 @@ def test_it_computes_what_the_apps_own_call_computes_to_the_last_bit(
         LlamaCppPredictor(pair.text, pair.mmproj, encoder, tapped=True) as together,
         LlamaCppPredictor(pair.text, pair.mmproj, encoder, sequences=1) as alone,
     ):
-        assert (together.sequences, alone.sequences) == (8, 1)
+        assert (together.batch_size, alone.batch_size) == (8, 1)
         seen = [taps for _, taps in together.observe(CANVASES[:11])]
         for canvas, taps in zip(CANVASES, seen, strict=False):
             assert np.array_equal(log_softmax(as_the_app(alone, contract, canvas)), taps.log_probs)
@@ -341,7 +341,7 @@ def test_it_computes_what_the_apps_own_call_computes_to_the_last_bit(
 def test_floats_are_decoded_one_by_one(tiny: Path, exact_pair: Pair) -> None:
     """Their last bits depend on the neighbours."""
     with llama(tiny, exact_pair, CONTRACT) as side:
-        assert side.sequences == 1
+        assert side.batch_size == 1
 
 
 @pytest.mark.parametrize("grid", [1, 2])

@@ -26,6 +26,8 @@ from pipeline.export.toolchain import load_gguf
 from pipeline.files import sha256_bytes
 from pipeline.progress import Reporter
 
+pytestmark = pytest.mark.slow
+
 PHONE = Runtime(n_threads=1)
 CONTRACT = Contract(max_new_tokens=2, runtime=PHONE)
 N = 5

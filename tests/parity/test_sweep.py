@@ -138,6 +138,7 @@ def swept(
     patch.undo()
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_every_pair_on_every_image(swept: tuple[Job, Sweep]) -> None:
     job, found = swept
     assert [pair.name for pair in found.pairs] == ["Q8_0 + Q8_0", "Q8_0 + F16"]
@@ -162,6 +163,7 @@ def test_a_sweep_measures_every_pair_on_every_image(swept: tuple[Job, Sweep]) ->
     assert "Q8_0 + F16" in (job.folder / "sweep.md").read_text()
 
 
+@pytest.mark.slow
 def test_progress_tells_the_pair_and_counts_over_all_pairs(swept: tuple[Job, Sweep]) -> None:
     reporter = swept[0].reporter
     assert isinstance(reporter, Loud)
@@ -170,6 +172,7 @@ def test_progress_tells_the_pair_and_counts_over_all_pairs(swept: tuple[Job, Swe
     assert reporter.seen[-1][2] == "pair 2 of 2: Q8_0 + F16"
 
 
+@pytest.mark.slow
 def test_the_recording_gives_what_the_live_reference_gives(swept: tuple[Job, Sweep], tmp_path: Path) -> None:
     job, _ = swept
     samples, sha256 = load_samples(job.dataset, CONTRACT)
@@ -192,6 +195,7 @@ def test_the_recording_gives_what_the_live_reference_gives(swept: tuple[Job, Swe
     assert apart["logits_max"] < 1.5e-6
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing(swept: tuple[Job, Sweep], monkeypatch: pytest.MonkeyPatch) -> None:
     job, found = swept
     monkeypatch.delattr(job_module, "run_worker")
@@ -203,6 +207,7 @@ def test_a_second_run_does_nothing(swept: tuple[Job, Sweep], monkeypatch: pytest
     assert all("unchanged" in line for line in reporter.lines)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_one_sentence_and_the_others_go_on(
     swept: tuple[Job, Sweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +230,7 @@ def test_a_damaged_file_is_one_sentence_and_the_others_go_on(
     assert "Q4_0 + Q8_0 was not measured: llama.cpp cannot load" in (job.folder / "sweep.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_pair_goes_on_where_it_stopped(swept: tuple[Job, Sweep], tmp_path: Path) -> None:
     job, whole = swept
     folder = shutil.copytree(job.folder, tmp_path / "sweep")
@@ -271,6 +277,7 @@ class Fake:
     """A reference whose answer can be told from the picture; counts what it is asked."""
 
     side = "hf"
+    batch_size = 16
 
     def __init__(self) -> None:
         self.asked = 0
@@ -456,6 +463,7 @@ def test_samples_are_taken_evenly() -> None:
         job_module._choose(samples, 0)
 
 
+@pytest.mark.slow
 def test_a_job_survives_its_file(swept: tuple[Job, Sweep]) -> None:
     data = (swept[0].folder / "pairs" / "Q8_0-F16" / "job.json").read_text()
     job = PairJob.model_validate_json(data)
@@ -464,6 +472,7 @@ def test_a_job_survives_its_file(swept: tuple[Job, Sweep]) -> None:
     assert pair_name(job.about.text_type, job.about.mmproj_type) == "Q8_0 + F16"
 
 
+@pytest.mark.slow
 def test_the_command_sweeps_a_run(swept: tuple[Job, Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job, found = swept
     recipe = bundle_recipe().model_copy(update={"contract": CONTRACT})
