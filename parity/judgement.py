@@ -17,6 +17,14 @@ GateStatus = Literal["green", "red", "undecided", "not measured"]
 Rung = Literal["S0", "S1", "S2", "S3", "S4", "S5", "S6", "S7"]
 
 
+_NAMES = {"hf": "Hugging Face", "llamacpp": "llama.cpp"}
+
+
+def display_name(side: str) -> str:
+    """A side's name as a person knows it."""
+    return _NAMES.get(side, side)
+
+
 class Worst(Frozen):
     """An image at which a gate measured one of its greatest values."""
 

@@ -14,9 +14,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from parity.judgement import Flip, Flips, GateResult, GateStatus, Side, Status, Verdict
+from parity.judgement import Flip, Flips, GateResult, GateStatus, Side, Status, Verdict, display_name
 from parity.stages import RUNGS
-from parity.verdict import display_name
 from pipeline.evaluation import confusion_lines
 
 MAX_WIDTH = 100

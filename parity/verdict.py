@@ -28,6 +28,7 @@ from parity.judgement import (
     Side,
     Status,
     Verdict,
+    display_name,
 )
 from parity.results import Header, Results, Row
 from parity.stages import Ladder, header_digest, read_ladder
@@ -45,12 +46,6 @@ EXIT_CODES: dict[Status, int] = {
     "REFUSED": EXIT_REFUSED,
 }
 _SEVERITY: tuple[Status, ...] = ("PASS", "INCONCLUSIVE", "FAIL", "REFUSED")
-_NAMES = {"hf": "Hugging Face", "llamacpp": "llama.cpp"}
-
-
-def display_name(side: str) -> str:
-    """A side's name as a person knows it."""
-    return _NAMES.get(side, side)
 
 
 def judge(

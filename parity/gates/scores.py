@@ -9,7 +9,7 @@ from typing import Any
 from parity.baseline import KEY_DIGITS, Baseline
 from parity.gates.common import Pair, greatest, named, result, short
 from parity.gates.limits import LEAST_EMBEDDINGS, LEAST_KL
-from parity.judgement import Difference, GateResult
+from parity.judgement import Difference, GateResult, display_name
 from parity.results import Results
 from parity.statistics import tango, wilson
 from pipeline.contract import Contract, Gate
@@ -93,7 +93,8 @@ def accuracy(
             "undecided",
             f"{detail}; its 95 % interval goes down to {difference.low:+.2f}, and {more} would narrow it enough at the"
             " differences seen",
-            f"{n} images are too few to rule out that {names[1]} is worse by {gate.margin_points:g} points{enough}",
+            f"{n} images are too few to rule out that {display_name(names[1])} is worse by {gate.margin_points:g}"
+            f" points{enough}",
             f"judge on {more}, or allow a larger gate.margin_points",
             **numbers,
         )

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from parity.gates.limits import Limits, limits_of, parted_at
-from parity.judgement import Rung, Verdict
+from parity.judgement import Rung, Verdict, display_name
 from parity.results import Results, Row
 from parity.stages import RUNGS, Ladder, Measured
-from parity.verdict import display_name
 from pipeline.contract import Gate
 
 Kind = Literal["same", "lost", "won", "other"]

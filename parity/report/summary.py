@@ -8,8 +8,7 @@ toolkit does.
 import re
 from collections.abc import Sequence
 
-from parity.judgement import Flip, GateResult, Verdict
-from parity.verdict import display_name
+from parity.judgement import Flip, GateResult, Verdict, display_name
 
 MAX_BYTES = 1 << 20
 """What GitHub shows of a step's summary; a longer one is refused whole."""

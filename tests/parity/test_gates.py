@@ -399,7 +399,7 @@ def test_too_few_images_to_tell() -> None:
     verdict = judge(*pair(124), FIVE)
     assert_stops(verdict, "INCONCLUSIVE", 3, "accuracy", "goes down to -3.0", "about 125 images")
     assert verdict.headline == (
-        "124 images are too few to rule out that llamacpp is worse by 3 points: about 125 are needed"
+        "124 images are too few to rule out that llama.cpp is worse by 3 points: about 125 are needed"
     )
     assert verdict.difference.needed == 125
     assert verdict.difference.p_inferior > 0.025
