@@ -68,7 +68,8 @@ def run(
         raise typer.BadParameter("one shard is one of --shards N, and not on Ray", param_hint="--shard")
     if not ladder and (shards or ray):
         raise typer.BadParameter("a divided run has a ladder", param_hint="--no-ladder")
-    build = open_build(recipe, assignments, runs, quiet)
+    # Shards that are started together each make sure that the bundle is there, one after another.
+    build = open_build(recipe, assignments, runs, quiet, wait=shard is not None)
     division = Division(shards, shard, ray, ray_address) if shards or ray else None
     verdict = run_job(build, _order(feed), ladder, read_baseline(baseline) if baseline else None, division)
     if verdict is None:

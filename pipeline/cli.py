@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,8 +53,12 @@ def container_image() -> dict[str, str] | None:
     return image
 
 
-def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: bool) -> "Build":
-    """The run of a recipe file, ready to start."""
+WAIT_SECONDS = 2.0
+"""Between two looks at a folder that another process has."""
+
+
+def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: bool, wait: bool = False) -> "Build":
+    """The run of a recipe file, ready to start. ``wait``: where another process has its folder, until that is done."""
     from rich.console import Console
 
     from pipeline.build import Build
@@ -65,7 +70,15 @@ def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: b
     loaded = load_recipe(recipe, tuple(assignments or ()))
     root = runs / loaded.name
     threads = loaded.contract.runtime.threads(os.cpu_count() or 1)
-    return Build(loaded, root, Reporter(Console(stderr=True), quiet), threads, lock(root), image)
+    reporter = Reporter(Console(stderr=True), quiet)
+    while True:
+        try:
+            return Build(loaded, root, reporter, threads, lock(root), image)
+        except UserError as error:
+            if not wait:
+                raise
+            reporter.say("wait", str(error).partition(":")[0])
+            time.sleep(WAIT_SECONDS)
 
 
 def _stage(name: str, text: str) -> None:
