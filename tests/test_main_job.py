@@ -23,6 +23,7 @@ from parity.predictors.llamacpp import LlamaCppPredictor
 from parity.results import Header, ResultsWriter, read_results
 from parity.run import answer_all
 from parity.samples import Sample, load_samples
+from parity.stages import read_ladder
 from parity.verdict import judge
 from pipeline.contract import Contract, ImageContract
 from pipeline.encoding import Encoder, make_encoder
@@ -112,6 +113,23 @@ def test_everything_that_was_promised_is_there(run: Path) -> None:
         ),
     ):
         assert (run / name).is_file(), name
+
+
+def test_the_images_farthest_apart_are_kept_whole(run: Path) -> None:
+    ladder = read_ladder(run / "parity" / "ladder.jsonl").rows
+    kept = sorted((run / "parity" / "worst").glob("*.npz"))
+    assert len(kept) == 5
+    rows = {key[:16]: row for key, row in ladder.items()}
+    least = min(rows[path.stem].logits_kl for path in kept if rows[path.stem].label_equal)
+    others = [row.logits_kl for name, row in rows.items() if name not in {path.stem for path in kept}]
+    assert least >= max(others)
+    for path in kept:
+        with np.load(path) as arrays:
+            ours, theirs = (arrays[f"{side}_embeddings"] for side in ("reference", "candidate"))
+            error = np.linalg.norm(theirs - ours) / np.linalg.norm(ours)
+            assert error == pytest.approx(rows[path.stem].embeddings_error, rel=1e-6)
+            assert np.array_equal(arrays["reference_tiles_u8"][-1].transpose(1, 2, 0), arrays["canvas"])
+            assert np.array_equal(arrays["reference_prompt_ids"], arrays["candidate_prompt_ids"])
 
 
 def test_a_second_run_does_nothing_and_says_the_same(place: Path, run: Path) -> None:
