@@ -20,12 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bench.predictors import spread
 from bench.report import table
 from parity.lockstep import batches, observe, walk
 from parity.measure import measure
 from parity.run import Run
-from parity.samples import load_samples
+from parity.samples import load_samples, spread
 from parity.stages import NoiseFloor, Spread
 from pipeline.build import Build
 from pipeline.cli import RUNS, open_build

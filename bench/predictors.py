@@ -30,7 +30,7 @@ from llama_cpp import mtmd_cpp
 from PIL import Image
 
 from parity.predictors.llamacpp import LlamaCppPredictor
-from parity.samples import Sample, load_samples
+from parity.samples import load_samples, spread
 from pipeline.bootstrap import llama_tool
 from pipeline.build import Build
 from pipeline.contract import Contract
@@ -73,12 +73,6 @@ class Way:
         start = time.perf_counter()
         self.texts = dict(zip(self.inputs, self.answers(self.inputs.values()), strict=True))
         self.ms.append((time.perf_counter() - start) * 1e3 / len(self.inputs))
-
-
-def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """At most ``count`` samples, evenly over the whole list, so that every label has its share."""
-    count = min(count, len(samples))
-    return [samples[index * len(samples) // count] for index in range(count)]
 
 
 def flags(contract: Contract, model: Path, mmproj: Path, n_threads: int) -> list[str]:

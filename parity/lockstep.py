@@ -15,7 +15,7 @@ import numpy as np
 from parity.measure import measure, noise_floor, tile_bytes
 from parity.predictors import Observer
 from parity.results import ResultsWriter, Row
-from parity.samples import Sample
+from parity.samples import Sample, spread
 from parity.sides import OpenSide
 from parity.stages import Ladder, LadderHeader, LadderWriter, Measured, NoiseFloor, header_digest
 from pipeline.contract import Contract
@@ -69,14 +69,13 @@ def measure_floor(
 
     They are taken evenly over all, so that every label has its share.
     """
-    count = min(FLOOR_SAMPLES, len(samples))
-    chosen = [samples[index * len(samples) // count] for index in range(count)]
+    chosen = spread(samples, FLOOR_SAMPLES)
     measured: list[Measured] = []
     with reporter.progress("floor", "images") as advance:
         for batch in batches(chosen, reference.batch_size):
             pairs = zip(observe(reference, batch, contract), observe(rounded, batch, contract), strict=True)
             measured += [measure(a, b, None) for a, b in pairs]
-            advance(len(measured), count, "")
+            advance(len(measured), len(chosen), "")
     return noise_floor(measured)
 
 

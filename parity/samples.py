@@ -1,5 +1,6 @@
 """The same inputs for every side: the validation canvases of a dataset, keyed by content, never by position."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,12 @@ class Sample:
     def rgb(self) -> npt.NDArray[np.uint8]:
         """The canvas, [size, size, 3], decoded anew each time: ten thousand of them would be 2 GB."""
         return load_rgb(self.folder, self.record)
+
+
+def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most ``count`` samples, evenly over the whole list, so that every label has its share."""
+    count = min(count, len(samples))
+    return [samples[index * len(samples) // count] for index in range(count)]
 
 
 def load_samples(folder: Path, contract: Contract) -> tuple[list[Sample], str]:

@@ -38,7 +38,7 @@ from parity.attribution import (
 from parity.lockstep import batches, make_row, observe
 from parity.measure import measure
 from parity.results import Row
-from parity.samples import Sample, load_samples
+from parity.samples import Sample, load_samples, spread
 from parity.sides import CODE, open_hf
 from parity.stages import Measured
 from pipeline.build import Build
@@ -326,7 +326,6 @@ def swap(build: Build, count: int = SAMPLES, folder: Path | None = None) -> Swap
     _ = build.export
     recipe = build.recipe
     samples, dataset_sha256 = load_samples(build.dataset_folder, recipe.contract)
-    count = min(count, len(samples))
     return Swaps(
         merged=build.merged_folder,
         merged_sha256=build.merge,
@@ -336,7 +335,7 @@ def swap(build: Build, count: int = SAMPLES, folder: Path | None = None) -> Swap
         mmproj_type=recipe.export.mmproj_type,
         model_name=recipe.export.name,
         contract=recipe.contract,
-        samples=[samples[index * len(samples) // count] for index in range(count)],
+        samples=spread(samples, count),
         dataset_sha256=dataset_sha256,
         folder=folder or build.root / FOLDER,
         threads=build.threads,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.predictors import Way, flags, png, rows, spread
+from bench.predictors import Way, flags, png, rows
 from bench.report import ladder_missed, letterbox_text, missed, predictor_text, table
 from pipeline.contract import Contract, Runtime
 
@@ -92,11 +92,6 @@ def test_a_way_is_timed_turn_by_turn():
     assert way.texts == {"a": "fire", "b": "wood"}
     assert len(way.ms) == 2, "one figure a turn"
     assert all(0 <= ms < 1000 for ms in way.ms)
-
-
-def test_images_are_taken_evenly_over_the_whole_list():
-    assert spread(list("aabbccddee"), 5) == list("abcde")
-    assert spread(list("abc"), 40) == list("abc")
 
 
 def test_the_programs_get_the_runtime_profile_of_the_contract(tmp_path):

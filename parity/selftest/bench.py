@@ -20,7 +20,7 @@ from parity.judgement import GateResult, Verdict
 from parity.lockstep import make_row
 from parity.measure import measure
 from parity.results import Header, Results, Row
-from parity.samples import Sample
+from parity.samples import Sample, spread
 from parity.selftest.forge import Draft, Gguf
 from parity.stages import Ladder
 from parity.verdict import judge
@@ -89,8 +89,7 @@ class Bench:
     @property
     def few(self) -> Sequence[Sample]:
         """Some of the samples, evenly over all."""
-        count = min(FEW, len(self.samples))
-        return [self.samples[index * len(self.samples) // count] for index in range(count)]
+        return spread(self.samples, FEW)
 
     @cached_property
     def text(self) -> Gguf:

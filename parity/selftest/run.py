@@ -19,7 +19,7 @@ from parity.judgement import Status
 from parity.lockstep import LADDER
 from parity.results import Results, Row, read_results
 from parity.run import FILES, Run
-from parity.samples import load_samples
+from parity.samples import load_samples, spread
 from parity.selftest.bench import Bench, Evidence
 from parity.selftest.faults import BAD_INPUT, CONTROLS, FAULTS, NOWHERE, Fault
 from parity.stages import Ladder, Measured, read_ladder
@@ -141,7 +141,6 @@ def open_bench(build: Build, samples: int, scratch: Path) -> Bench:
     run = Run(build)
     run.ladder()
     all_samples, _ = load_samples(build.dataset_folder, run.contract)
-    count = min(samples, len(all_samples))
     reference, candidate = (read_results(run.folder / name) for name in FILES.values())
     ladder = read_ladder(run.folder / LADDER)
     return Bench(
@@ -151,7 +150,7 @@ def open_bench(build: Build, samples: int, scratch: Path) -> Bench:
         model=build.bundle_folder / text_name(build.recipe),
         mmproj=build.bundle_folder / mmproj_name(build.recipe),
         saved=Evidence(reference, candidate, ladder, run.contract, (letterbox_gate(),)),
-        samples=[all_samples[index * len(all_samples) // count] for index in range(count)],
+        samples=spread(all_samples, samples),
         scratch=scratch,
     )
 

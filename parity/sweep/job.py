@@ -17,7 +17,7 @@ from parity.judgement import GateResult
 from parity.lockstep import CANDIDATE, LADDER, REFERENCE
 from parity.results import Results, read_results
 from parity.run import Run
-from parity.samples import Sample, load_samples
+from parity.samples import Sample, load_samples, spread
 from parity.sides import CODE, open_hf
 from parity.stages import LadderHeader, NoiseFloor, read_ladder
 from parity.sweep.picture import draw
@@ -328,8 +328,7 @@ def _choose(samples: Sequence[Sample], count: int | None) -> list[Sample]:
     """At most ``count``, evenly over all, so that every label has its share."""
     if count is not None and count < 1:
         raise UserError(f"--samples {count}: give at least 1")
-    count = min(count or len(samples), len(samples))
-    return [samples[index * len(samples) // count] for index in range(count)]
+    return spread(samples, count or len(samples))
 
 
 def _only(results: Results, keys: Sequence[str]) -> Results:
