@@ -57,7 +57,7 @@ test: environment ## run the tests (some of them: TESTS="tests/test_letterbox.py
 	@$(BIN)/pytest $(if $(TESTS),$(TESTS),-m "not slow")
 
 .PHONY: test-slow
-test-slow: environment ## run the tests that take longer: whole jobs, sweeps, swaps, Ray (2 minutes)
+test-slow: environment ## run the tests that take longer: whole jobs, sweeps, swaps, Ray (4 minutes)
 	@$(BIN)/pytest -m slow
 
 .PHONY: lint

@@ -1,7 +1,7 @@
 """Faults of what the two sides are given. Each changes one thing of a :class:`parity.selftest.bench.Bench`."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from PIL import Image
 
 from parity.goldens import GOLDENS, letterbox_gate
 from parity.results import Results, Row
+from parity.samples import Sample
 from parity.selftest.bench import Bench, Evidence
 from parity.selftest.forge import Draft
 from pipeline.contract import Contract
@@ -63,13 +64,14 @@ def other_llama(bench: Bench) -> Evidence:
     return stated(bench, versions=bench.saved.candidate.header.versions | {"llama-cpp-python": "0.3.16"})
 
 
-def with_runtime(bench: Bench, contract: Contract, ran: dict[str, Any], owned: bool = False, **given: Any) -> Evidence:
-    """Run with ``ran`` where ``contract`` has something else; ``owned``: the header says so, and a few samples do."""
+def with_runtime(
+    bench: Bench, contract: Contract, ran: dict[str, Any], samples: Sequence[Sample] | None = None
+) -> Evidence:
+    """Run with ``ran`` where ``contract`` has something else, and say so in the header; a few samples do."""
     runtime = contract.runtime.model_dump(mode="json")
-    said = bench.saved.candidate.header.runtime | runtime | (ran if owned else {})
+    said = bench.saved.candidate.header.runtime | runtime | ran
     said["n_threads"] = bench.saved.candidate.header.runtime.get("n_threads")
-    samples = bench.few if owned else bench.samples
-    seen = bench.run_candidate(contract=changed(contract, runtime=ran), runtime=said, samples=samples, **given)
+    seen = bench.run_candidate(contract=changed(contract, runtime=ran), runtime=said, samples=samples or bench.few)
     return bench.compared(seen, contract=contract)
 
 
@@ -80,22 +82,22 @@ def f16_cache(bench: Bench) -> Contract:
 
 def kv_cache(bench: Bench) -> Evidence:
     """KV cache Q4_0 where the contract has F16."""
-    return with_runtime(bench, f16_cache(bench), {"type_k": "q4_0", "type_v": "q4_0"}, owned=True)
+    return with_runtime(bench, f16_cache(bench), {"type_k": "q4_0", "type_v": "q4_0"})
 
 
 def f16_cache_kept(bench: Bench) -> Evidence:
     """KV cache F16 where the contract has F16."""
-    return with_runtime(bench, f16_cache(bench), {})
+    return with_runtime(bench, f16_cache(bench), {}, bench.samples)
 
 
 def no_flash_attention(bench: Bench) -> Evidence:
     """Flash attention off where the contract has it on (a quantized cache would not load)."""
-    return with_runtime(bench, f16_cache(bench), {"flash_attn": False}, owned=True)
+    return with_runtime(bench, f16_cache(bench), {"flash_attn": False})
 
 
 def other_window(bench: Bench) -> Evidence:
     """Twice the app's context window."""
-    return with_runtime(bench, bench.contract, {"n_ctx": 2 * bench.contract.runtime.n_ctx}, owned=True)
+    return with_runtime(bench, bench.contract, {"n_ctx": 2 * bench.contract.runtime.n_ctx})
 
 
 # --- letterbox, decoded, pixels --------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from test_shards import CONTRACT, header, ladder_header, measured, whole
 
 from parity import cluster
 from parity.cluster import run_on_ray, session
-from parity.lockstep import CANDIDATE, LADDER, REFERENCE
-from parity.results import ResultsWriter, Row
+from parity.lockstep import CANDIDATE, LADDER, REFERENCE, make_row
+from parity.results import ResultsWriter
 from parity.samples import Sample
 from parity.shards import FILES, shard_folder
 from parity.stages import LadderWriter
@@ -84,24 +84,8 @@ def work(log: Path, pause: float, todo: list[Sample], folder: Path) -> None:
                 time.sleep(pause / 2)
                 if sample.key not in writers[name].keys:
                     (prediction,) = predictor.predict([sample.rgb])
-                    writers[name].append(as_row(sample, prediction))
+                    writers[name].append(make_row(sample, prediction, CONTRACT))
             ladder.append(measured(sample))
-
-
-def as_row(sample: Sample, prediction: Prediction) -> Row:
-    return Row(
-        key=sample.key,
-        image_id=sample.image_id,
-        rgb_sha256=prediction.rgb_sha256,
-        truth=sample.truth,
-        text=prediction.text,
-        label=CONTRACT.parse_answer(prediction.text),
-        generated_token_ids=prediction.generated_ids,
-        label_logprobs=prediction.label_logprobs,
-        top_logits=prediction.top_logits,
-        ms=prediction.ms,
-        stop_reason=prediction.stop_reason,  # type: ignore[arg-type]  (one of the two)
-    )
 
 
 def fail_at(key: str, log: Path, todo: list[Sample], folder: Path) -> None:
