@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from bench import ladder, letterbox, predictors
 from bench.report import ladder_missed, letterbox_text, missed, predictor_text
-from pipeline.cli import RUNS, open_build
+from pipeline.cli import RUNS, open_build, quieten
 from pipeline.errors import EXIT_FAIL, EXIT_INTERRUPTED, EXIT_PASS, EXIT_USAGE, UserError
 from pipeline.files import write_json
 from pipeline.provenance import machine, versions
@@ -23,6 +23,7 @@ RECIPE = Path("configs/tiny.yaml")
 
 def main() -> int:
     """Run both comparisons; returns the exit code."""
+    quieten()
     build = open_build(RECIPE, None, RUNS, quiet=True)
     about = machine() | {"load_average": f"{os.getloadavg()[0]:.2f}"}
     print(f"{about['cpu']}, {about['cores']} cores, load average {about['load_average']} at the start")
@@ -40,7 +41,7 @@ def main() -> int:
     )
     print(predictor_text(ways))
     print("\nBoth sides without and with the ladder, and memory of long runs\n")
-    spent, held = ladder.cost(build), ladder.memory()
+    spent, held = ladder.cost(build), ladder.memory(build)
     print(ladder.text(spent, held))
     problems = missed(photos, ways) + ladder_missed(spent, held)
     report = {

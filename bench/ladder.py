@@ -10,34 +10,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from rich.console import Console
 
 from bench.report import table
 from parity.lockstep import batches, observe, walk
 from parity.measure import measure
-from parity.run import Run
-from parity.samples import load_samples, spread
-from parity.stages import NoiseFloor, Spread
+from parity.run import open_run
+from parity.samples import spread
 from pipeline.build import Build
-from pipeline.cli import RUNS, open_build
+from pipeline.errors import UserError
 from pipeline.files import sha256_bytes
+from pipeline.progress import Reporter
+from pipeline.recipe import Recipe
 
 IMAGES = 96
 TURNS = 5
 COUNTS = (100, 1000, 10_000)
-NOTHING = Spread(median=0, p95=0, largest=0)
-FLOOR = NoiseFloor(
-    samples=1, embeddings_error=NOTHING, logits_kl=NOTHING, logits_kl_labels=NOTHING, logits_max=NOTHING,
-    generated_differ=0, labels_differ=0,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,23 +62,22 @@ class Made:
         return f"made-{self.number}"
 
     @property
-    def record(self) -> Any:
-        """With the file that libmtmd decodes, written when it is asked for."""
+    def path(self) -> Path:
+        """The file that libmtmd decodes, written when it is asked for."""
         path = self.folder / "canvas.bmp"
         Image.fromarray(self.rgb).save(path)
-        return SimpleNamespace(image_path=path.name)
+        return path
 
 
 def cost(build: Build) -> dict[str, float]:
     """Median milliseconds an image: ``plain`` and ``ladder``; and their ``ratio``."""
-    run = Run(build)
-    samples, digest = load_samples(build.dataset_folder, run.contract)
-    samples = spread(samples, IMAGES)
-    canvases = {sample.key: sample.rgb for sample in samples}
-    held = [SimpleNamespace(rgb=canvases[s.key], key=s.key, image_id=s.image_id, truth=s.truth) for s in samples]
+    build.ensure_export()
     plain, ladder = [], []
-    with ExitStack() as stack:
-        ours, theirs = (run.open(side, stack, digest).predictor for side in ("hf", "llamacpp"))
+    with open_run(build) as run:
+        samples = spread(run.samples, IMAGES)
+        canvases = {sample.key: sample.rgb for sample in samples}
+        held = [SimpleNamespace(rgb=canvases[s.key], key=s.key, image_id=s.image_id, truth=s.truth) for s in samples]
+        ours, theirs = run.sides.reference().predictor, run.sides.candidate().predictor
         for _ in range(TURNS + 1):
             start = time.perf_counter()
             for side in (ours, theirs):
@@ -99,14 +93,19 @@ def cost(build: Build) -> dict[str, float]:
     return found | {"ratio": found["ladder"] / found["plain"]}
 
 
-def memory(counts: tuple[int, ...] = COUNTS) -> list[dict[str, float]]:
-    """For each number of images: ``images``, ``mb`` (greatest resident size), ``images_per_second``."""
+def memory(build: Build, counts: tuple[int, ...] = COUNTS) -> list[dict[str, float]]:
+    """For each number of images: ``images``, ``mb`` (greatest resident size), ``images_per_second``.
+
+    Raises UserError with what the process said that could not measure it.
+    """
     rows = []
     for count in counts:
         start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "bench.ladder", str(count)], capture_output=True, text=True, check=True
-        )
+        command = [sys.executable, "-m", "bench.ladder", str(count), str(build.root), build.recipe.model_dump_json()]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = [*done.stderr.strip().splitlines(), "it left no message"]
+            raise UserError(f"the ladder over {count} images ended with exit code {done.returncode}: {said[-2]}")
         seconds = time.perf_counter() - start
         rows.append({"images": count, "mb": float(done.stdout.split()[-1]), "images_per_second": count / seconds})
     return rows
@@ -123,18 +122,17 @@ def text(spent: dict[str, float], held: list[dict[str, float]]) -> str:
     )
 
 
-def _walk(count: int) -> float:
-    """MB that a process needs for a ladder of ``count`` images."""
-    run = Run(open_build(Path("configs/tiny.yaml"), None, RUNS, quiet=True))
-    samples, digest = load_samples(run.build.dataset_folder, run.contract)
-    canvases = [(sample.rgb, sample.truth) for sample in spread(samples, 50)]
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+def _walk(count: int, root: Path, recipe: Recipe) -> float:
+    """MB that a process needs for a ladder of ``count`` images; whoever started it has the run's folder locked."""
+    reporter = Reporter(Console(stderr=True), quiet=True)
+    build = Build(recipe, root, reporter, threads=1)
+    with tempfile.TemporaryDirectory() as name, open_run(build) as run:
+        canvases = [(sample.rgb, sample.truth) for sample in spread(run.samples, 50)]
         made = [Made(Path(name), number, *canvases[number % len(canvases)]) for number in range(count)]
-        ours, theirs = (run.open(side, stack, digest) for side in ("hf", "llamacpp"))
-        about = run.about(FLOOR, digest)
-        walk(ours, theirs, made, run.contract, about, Path(name), run.build.reporter)  # type: ignore[arg-type]
+        ours, theirs = run.sides.reference(), run.sides.candidate()
+        walk(ours, theirs, made, run.contract, run.compared(), Path(name), reporter)  # type: ignore[arg-type]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
-    print(f"{_walk(int(sys.argv[1])):.1f}")
+    print(f"{_walk(int(sys.argv[1]), Path(sys.argv[2]), Recipe.model_validate_json(sys.argv[3])):.1f}")

@@ -82,18 +82,20 @@ def run(
 
 @app.command(help="Run the Hugging Face side alone over the validation images.")
 def hf(recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
-    from parity.run import Run
+    from parity.run import open_run
 
-    typer.echo(Run(open_build(recipe, assignments, runs, quiet)).side("hf"))
+    with open_run(open_build(recipe, assignments, runs, quiet)) as job:
+        typer.echo(job.answer("hf"))
 
 
 @app.command(help="Run the llama.cpp side alone over the validation images.")
 def llamacpp(
     recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False, feed: FedOrder = None
 ) -> None:
-    from parity.run import Run
+    from parity.run import open_run
 
-    typer.echo(Run(open_build(recipe, assignments, runs, quiet), _order(feed)).side("llamacpp"))
+    with open_run(open_build(recipe, assignments, runs, quiet), _order(feed)) as job:
+        typer.echo(job.answer("llamacpp"))
 
 
 ContractFile = Annotated[

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from parity.measure import measure, noise_floor, tile_bytes
-from parity.predictors import Observer
-from parity.results import ResultsWriter, Row
+from parity.predictors import Observer, OpenSide
+from parity.results import Header, ResultsWriter, Row
 from parity.samples import Sample, spread
-from parity.sides import OpenSide
-from parity.stages import Ladder, LadderHeader, LadderWriter, Measured, NoiseFloor, header_digest
+from parity.stages import Compared, Ladder, LadderHeader, LadderWriter, Measured, NoiseFloor, header_digest
+from pipeline.closure import code_digest
 from pipeline.contract import Contract
 from pipeline.files import atomic_folder, sha256_bytes
 from pipeline.prediction import Prediction, Taps
@@ -28,6 +28,11 @@ FLOOR_SAMPLES = 64
 """Images that the noise floor is measured on: their median is within some percent of that of all."""
 KEPT = 5
 """Images whose tensors are kept for study."""
+
+
+def kept_by(header: Header) -> Header:
+    """A side's header with the digest of the code here, too: rows that other code kept are no part of a run."""
+    return header.model_copy(update={"versions": header.versions | {"runner": code_digest(walk)}})
 
 
 def make_row(sample: Sample, prediction: Prediction, contract: Contract) -> Row:
@@ -79,29 +84,44 @@ def measure_floor(
     return noise_floor(measured)
 
 
+def answer_all(side: OpenSide, samples: Sequence[Sample], contract: Contract, path: Path, reporter: Reporter) -> None:
+    """Run one side alone: append a row to ``path`` for every sample that has none there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        ResultsWriter(path, kept_by(side.header)) as writer,
+        reporter.progress(side.predictor.side, "images") as advance,
+    ):
+        waiting = [sample for sample in samples if sample.key not in writer.keys]
+        done = len(samples) - len(waiting)
+        advance(done, len(samples), "")
+        predictions = side.predictor.predict(sample.rgb for sample in waiting)
+        for sample, prediction in zip(waiting, predictions, strict=True):
+            writer.append(make_row(sample, prediction, contract))
+            done += 1
+            advance(done, len(samples), "")
+
+
 def walk(
     reference: OpenSide,
     candidate: OpenSide,
     samples: Sequence[Sample],
     contract: Contract,
-    about: LadderHeader,
+    about: Compared,
     folder: Path,
     reporter: Reporter,
 ) -> None:
     """Run both sides over ``samples`` into the three files of ``folder``; images that stand in all three are left out.
 
-    A run that is killed goes on where it stopped. ``about.reference_sha256`` and ``candidate_sha256`` are filled in.
+    A run that is killed goes on where it stopped.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    header = about.model_copy(
-        update={
-            "reference_sha256": header_digest(reference.header),
-            "candidate_sha256": header_digest(candidate.header),
-        }
+    headers = kept_by(reference.header), kept_by(candidate.header)
+    header = LadderHeader(
+        **about.model_dump(), reference_sha256=header_digest(headers[0]), candidate_sha256=header_digest(headers[1])
     )
     with ExitStack() as stack:
-        ours = stack.enter_context(ResultsWriter(folder / REFERENCE, reference.header))
-        theirs = stack.enter_context(ResultsWriter(folder / CANDIDATE, candidate.header))
+        ours = stack.enter_context(ResultsWriter(folder / REFERENCE, headers[0]))
+        theirs = stack.enter_context(ResultsWriter(folder / CANDIDATE, headers[1]))
         ladder = stack.enter_context(LadderWriter(folder / LADDER, header))
         advance = stack.enter_context(reporter.progress("ladder", "images"))
         waiting = [sample for sample in samples if sample.key not in ours.keys & theirs.keys & ladder.keys]
@@ -125,7 +145,7 @@ def walk(
 
 def _decodes_alike(candidate: Any, sample: Sample) -> bool:
     """Whether the candidate's own decoder makes the sample's bytes of the sample's file."""
-    decoded = candidate.decoded(sample.folder / sample.record.image_path)
+    decoded = candidate.decoded(sample.path)
     return sha256_bytes(decoded.tobytes()) == sample.key
 
 

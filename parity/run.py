@@ -6,24 +6,24 @@ runs/<recipe>/evaluation/  the reference side's scores
 """
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
 from parity.baseline import Baseline
 from parity.goldens import letterbox_gate
 from parity.judgement import Verdict
-from parity.lockstep import CANDIDATE, LADDER, REFERENCE, keep_worst, make_row, measure_floor, walk
-from parity.predictors import Predictor
-from parity.results import ResultsWriter, read_results
+from parity.lockstep import CANDIDATE, LADDER, REFERENCE, answer_all, keep_worst, measure_floor, walk
+from parity.predictors import OpenSide, SideName
+from parity.predictors.sides import Order, Sides
+from parity.results import read_results
 from parity.samples import Sample, load_samples
-from parity.sides import CODE, OpenSide, SideName, open_hf, open_llamacpp
-from parity.stages import LadderHeader, NoiseFloor, read_ladder
+from parity.stages import Compared, NoiseFloor, read_ladder
 from parity.verdict import judge, write_verdict
 from pipeline.build import Build
 from pipeline.contract import Contract, validate
@@ -33,22 +33,19 @@ from pipeline.export.mlbom import Metric, model_bom
 from pipeline.files import write_json
 from pipeline.progress import Reporter
 from pipeline.provenance import machine, versions
-from pipeline.recipe import Recipe
 from pipeline.stages import Stage
 
 FOLDER = "parity"
 FILES: dict[SideName, str] = {"hf": REFERENCE, "llamacpp": CANDIDATE}
-Order = Literal["rgb", "bgr"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe's parity run."""
+    """One recipe's parity run; made by :func:`open_run`."""
 
     build: Build
-    fed_order: Order | None = None
-    """Overrides the contract's channel order in what llama.cpp is handed, and only there: it plays an app that does not
-    keep the contract."""
+    samples: Sequence[Sample]
+    sides: Sides
 
     @property
     def contract(self) -> Contract:
@@ -60,130 +57,102 @@ class Run:
         """Where the answers, the ladder and the verdict are kept."""
         return self.build.root / FOLDER
 
-    def open(self, side: SideName, stack: ExitStack, dataset_sha256: str, tapped: bool = True) -> OpenSide:
-        """Load a side; it is freed with ``stack``."""
-        merged, bundle, recipe = self.build.merged_folder, self.build.bundle_folder, self.build.recipe
-        if side == "hf":
-            return open_hf(merged, self.contract, dataset_sha256)
-        pair = (bundle / text_name(recipe), bundle / mmproj_name(recipe))
-        return stack.enter_context(
-            open_llamacpp(merged, *pair, self.contract, dataset_sha256, self.fed_order, tapped=tapped)
-        )
-
     def _depends(self, side: SideName) -> dict[str, Any]:
-        build = self.build
+        build, sides = self.build, self.sides
         return {
-            "model": build.merge if side == "hf" else build.export,
-            "dataset": build.dataset,
+            "model": build.ensure_merge() if side == "hf" else build.ensure_export(),
+            "dataset": build.ensure_dataset(),
             "contract": self.contract.digest,
             "versions": versions(),
             "machine": machine(),
-        } | ({} if side == "hf" else {"fed": self.fed_order or self.contract.image.channel_order})
+        } | ({} if side == "hf" else {"fed": sides.fed_order or self.contract.image.channel_order})
 
-    def side(self, side: SideName) -> Path:
-        """Run one side alone over the validation images, or go on where a killed run stopped; its results file."""
-        stage = Stage(side, self._depends(side), CODE[side], (f"{FOLDER}/{FILES[side]}",))
-        stage.run(self.build.root, lambda: self._answer(side), self.build.reporter.say)
-        return self.folder / FILES[side]
+    def _stage(self, name: str, depends: dict[str, Any], work: Callable[[], str], outputs: Sequence[str]) -> None:
+        stage = Stage(name, depends, work, tuple(f"{FOLDER}/{output}" for output in outputs))
+        stage.run(self.build.root, self.build.reporter.say)
 
-    def _answer(self, side: SideName) -> str:
-        samples, dataset_sha256 = load_samples(self.build.dataset_folder, self.contract)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            opened = self.open(side, stack, dataset_sha256, tapped=False)
-            writer = stack.enter_context(ResultsWriter(self.folder / FILES[side], opened.header))
-            answer_all(opened.predictor, samples, self.contract, writer, self.build.reporter)
-        return _score(self.folder / FILES[side])
+    def answer(self, side: SideName) -> Path:
+        """Run one side alone over the images, or go on where a killed run stopped; its results file."""
+        path = self.folder / FILES[side]
+        sides, rest = self.sides, (self.samples, path, self.build.reporter)
+        if side == "hf":
+            work = partial(_answer_hf, sides.merged, self.contract, sides.dataset_sha256, *rest)
+        else:
+            pair = (sides.merged, sides.model, sides.mmproj, self.contract, sides.dataset_sha256, sides.fed_order)
+            work = partial(_answer_llamacpp, *pair, *rest)
+        self._stage(side, self._depends(side), work, [FILES[side]])
+        return path
 
-    def floor(self) -> NoiseFloor:
+    def ensure_floor(self) -> NoiseFloor:
         """What bfloat16 alone changes, measured once a model."""
-        path = self.folder / "noise.json"
-        stage = Stage("floor", self._depends("hf"), CODE["hf"], (f"{FOLDER}/{path.name}",))
-        stage.run(self.build.root, lambda: self._floor(path), self.build.reporter.say)
+        path, sides = self.folder / "noise.json", self.sides
+        work = partial(
+            _floor, sides.reference, sides.merged, self.contract, sides.dataset_sha256, self.samples, path,
+            self.build.reporter,
+        )  # fmt: skip
+        self._stage("floor", self._depends("hf"), work, [path.name])
         return validate(NoiseFloor, json.loads(path.read_text(encoding="utf-8")), str(path))
 
-    def _floor(self, path: Path) -> str:
-        samples, digest = load_samples(self.build.dataset_folder, self.contract)
-        merged = self.build.merged_folder
-        exact = open_hf(merged, self.contract, digest)
-        rounded = open_hf(merged, self.contract, digest, "bfloat16")
-        floor = measure_floor(exact.predictor, rounded.predictor, samples, self.contract, self.build.reporter)
-        write_json(path, floor.model_dump(mode="json"))
-        return f"bfloat16 moves the embeddings by {floor.embeddings_error.median:.2g}, KL {floor.logits_kl.median:.2g}"
-
-    def ladder(self) -> None:
+    def ensure_ladder(self) -> None:
         """Run both sides together and measure every stage of every image."""
-        floor = self.floor()
-        names = (*FILES.values(), LADDER)
+        about = self.compared()
         depends = {"hf": self._depends("hf"), "llamacpp": self._depends("llamacpp")}
-        code = tuple(dict.fromkeys((*CODE["hf"], *CODE["llamacpp"])))
-        stage = Stage("ladder", depends, code, tuple(f"{FOLDER}/{name}" for name in names))
-        stage.run(self.build.root, lambda: self._walk(floor), self.build.reporter.say)
+        work = partial(_climb, self.sides, self.samples, about, self.folder, self.build.reporter)
+        self._stage("ladder", depends, work, [*FILES.values(), LADDER])
 
-    def about(self, floor: NoiseFloor, dataset_sha256: str) -> LadderHeader:
-        """The ladder's header but for the two sides' digests."""
+    def compared(self) -> Compared:
+        """What the ladder compares."""
         export, runtime = self.build.recipe.export, self.contract.runtime
-        return LadderHeader(
-            reference_sha256="0" * 64,
-            candidate_sha256="0" * 64,
+        return Compared(
             contract_sha256=self.contract.digest,
-            dataset_sha256=dataset_sha256,
+            dataset_sha256=self.sides.dataset_sha256,
             text_type=export.text_type,
             mmproj_type=export.mmproj_type,
             kv_type=f"{runtime.type_k}/{runtime.type_v}",
-            floor=floor,
+            floor=self.ensure_floor(),
         )
 
-    def walk(self, floor: NoiseFloor, samples: Sequence[Sample], dataset_sha256: str, folder: Path) -> None:
-        """Run both sides over ``samples`` into ``folder``; see :func:`parity.lockstep.walk`."""
-        with ExitStack() as stack:
-            reference, candidate = (self.open(side, stack, dataset_sha256) for side in FILES)
-            about = self.about(floor, dataset_sha256)
-            walk(reference, candidate, samples, self.contract, about, folder, self.build.reporter)
-
-    def _walk(self, floor: NoiseFloor) -> str:
-        samples, dataset_sha256 = load_samples(self.build.dataset_folder, self.contract)
-        self.walk(floor, samples, dataset_sha256, self.folder)
-        self.keep_worst(samples, dataset_sha256)
-        return "; ".join(f"{side} {_score(self.folder / name)}" for side, name in FILES.items())
-
-    def keep_worst(self, samples: Sequence[Sample], dataset_sha256: str) -> None:
-        """Save the tensors of the images that are farthest apart; see :func:`parity.lockstep.keep_worst`."""
-        ladder = read_ladder(self.folder / LADDER)
-        with ExitStack() as stack:
-            reference, candidate = (self.open(side, stack, dataset_sha256).predictor for side in FILES)
-            keep_worst(reference, candidate, samples, self.contract, ladder, self.folder / "worst")
-
     def shard(self, shards: int, shard: int) -> Path:
-        """Do one shard of a run that is divided among processes or machines; the folder with its files."""
+        """Do one shard of a run that is divided among processes or machines; the folder with its files.
+
+        The run's folder is given free: the others' processes want it, and each shard has a lock of its own.
+        """
         from parity.shards import run_shard
 
-        work, samples = self._divided()
-        return run_shard(work, samples, self.folder, shards, shard)
+        work = self._divided(threads=None)
+        if self.build.held:
+            self.build.held.close()
+        return run_shard(work, self.samples, self.folder, shards, shard)
 
     def merge(self, shards: int) -> None:
         """Put the shards together."""
         from parity.shards import merge_shards
 
-        _, samples = self._divided()
-        merge_shards(self.folder, shards, [sample.key for sample in samples])
+        self._divided(threads=None)
+        merge_shards(self.folder, shards, [sample.key for sample in self.samples])
+        self.keep_worst()
 
-    def ray(self, workers: int, shards: int | None, address: str | None) -> None:
+    def ray(self, division: "Division") -> None:
         """Do all shards on Ray and put them together."""
         from parity.cluster import run_on_ray
 
-        work, samples = self._divided()
-        run_on_ray(work, samples, self.folder, self.build.reporter, workers, shards, address)
+        assert division.workers is not None
+        run_on_ray(
+            self._divided(threads=division.cpus), self.samples, self.folder, self.build.reporter, division.workers,
+            division.shards, division.address, division.cpus, division.gpus,
+        )  # fmt: skip
+        self.keep_worst()
 
-    def _divided(self) -> tuple[partial[None], list[Sample]]:
-        """(what does a shard's samples, all samples). Gives the run's folder free: each shard locks its own."""
-        build = self.build
-        _, floor = build.export, self.floor()
-        samples, dataset_sha256 = load_samples(build.dataset_folder, self.contract)
-        if build.held:
-            build.held.close()
-        work = partial(_do_shard, build.recipe, build.root, build.threads, self.fed_order, floor, dataset_sha256)
-        return work, samples
+    def keep_worst(self) -> None:
+        """Save the tensors of the images that are farthest apart; see :func:`parity.lockstep.keep_worst`."""
+        _keep_worst(self.sides, self.samples, self.folder)
+
+    def _divided(self, threads: int | None) -> partial[None]:
+        """What does a shard's samples; it can be sent to another process."""
+        sides = self.sides
+        return partial(
+            _do_shard, sides.merged, sides.model, sides.mmproj, self.contract, self.compared(), sides.fed_order, threads
+        )
 
     def judge(self, baseline: Baseline | None = None, with_ladder: bool = True) -> Verdict:
         """Judge what is there, and write the verdict, the reports and the bill of materials."""
@@ -194,41 +163,98 @@ class Run:
         _evaluate(self.build, list(reference.rows.values()))
         verdict = judge(reference, candidate, self.contract, [letterbox_gate()], ladder, baseline=baseline)
         write_verdict(verdict, self.folder / "verdict.json")
-        dataset = self.build.dataset_folder
-        paths = {sample.key: dataset / sample.record.image_path for sample in load_samples(dataset, self.contract)[0]}
+        paths = {sample.key: sample.path for sample in self.samples}
         write_reports(verdict, reference, candidate, ladder, lambda key: paths[key].read_bytes(), self.folder)
         write_json(self.folder / "model.cdx.json", _bill_of_materials(self.build, verdict))
         return verdict
 
 
-def answer_all(
-    predictor: Predictor, samples: Sequence[Sample], contract: Contract, writer: ResultsWriter, reporter: Reporter
-) -> None:
-    """Append a row for every sample that ``writer`` has none of yet."""
-    waiting = [sample for sample in samples if sample.key not in writer.keys]
-    with reporter.progress(predictor.side, "images") as advance:
-        done = len(samples) - len(waiting)
-        advance(done, len(samples), "")
-        predictions = predictor.predict(sample.rgb for sample in waiting)
-        for sample, prediction in zip(waiting, predictions, strict=True):
-            writer.append(make_row(sample, prediction, contract))
-            done += 1
-            advance(done, len(samples), "")
+@contextmanager
+def open_run(build: Build, fed_order: Order | None = None) -> Iterator[Run]:
+    """A recipe's run. Nothing is loaded before it is needed, and all of it is freed at the end of the block.
+
+    ``fed_order`` overrides the contract's channel order in what llama.cpp is handed, and only there: it plays an app
+    that does not keep the contract.
+    """
+    build.ensure_dataset()
+    recipe = build.recipe
+    samples, dataset_sha256 = load_samples(build.dataset_folder, recipe.contract)
+    pair = (build.bundle_folder / text_name(recipe), build.bundle_folder / mmproj_name(recipe))
+    with Sides(build.merged_folder, *pair, recipe.contract, dataset_sha256, fed_order) as sides:
+        yield Run(build, samples, sides)
+
+
+def _answer_hf(
+    merged: Path, contract: Contract, dataset_sha256: str, samples: Sequence[Sample], path: Path, reporter: Reporter
+) -> str:
+    from parity.predictors.hf import open_hf
+
+    answer_all(open_hf(merged, contract, dataset_sha256), samples, contract, path, reporter)
+    return _score(path)
+
+
+def _answer_llamacpp(
+    merged: Path,
+    model: Path,
+    mmproj: Path,
+    contract: Contract,
+    dataset_sha256: str,
+    fed_order: Order | None,
+    samples: Sequence[Sample],
+    path: Path,
+    reporter: Reporter,
+) -> str:
+    from parity.predictors.pair import open_llamacpp
+
+    with open_llamacpp(merged, model, mmproj, contract, dataset_sha256, fed_order, tapped=False) as opened:
+        answer_all(opened, samples, contract, path, reporter)
+    return _score(path)
+
+
+def _floor(
+    exact: Callable[[], OpenSide],
+    merged: Path,
+    contract: Contract,
+    dataset_sha256: str,
+    samples: Sequence[Sample],
+    path: Path,
+    reporter: Reporter,
+) -> str:
+    from parity.predictors.hf import open_hf
+
+    rounded = open_hf(merged, contract, dataset_sha256, "bfloat16")
+    floor = measure_floor(exact().predictor, rounded.predictor, samples, contract, reporter)
+    write_json(path, floor.model_dump(mode="json"))
+    return f"bfloat16 moves the embeddings by {floor.embeddings_error.median:.2g}, KL {floor.logits_kl.median:.2g}"
+
+
+def _climb(sides: Sides, samples: Sequence[Sample], about: Compared, folder: Path, reporter: Reporter) -> str:
+    walk(sides.reference(), sides.candidate(), samples, sides.contract, about, folder, reporter)
+    _keep_worst(sides, samples, folder)
+    return "; ".join(f"{side} {_score(folder / name)}" for side, name in FILES.items())
+
+
+def _keep_worst(sides: Sides, samples: Sequence[Sample], folder: Path) -> None:
+    ladder = read_ladder(folder / LADDER)
+    both = sides.reference().predictor, sides.candidate().predictor
+    keep_worst(*both, samples, sides.contract, ladder, folder / "worst")
 
 
 def _do_shard(
-    recipe: Recipe,
-    root: Path,
-    threads: int,
+    merged: Path,
+    model: Path,
+    mmproj: Path,
+    contract: Contract,
+    about: Compared,
     fed_order: Order | None,
-    floor: NoiseFloor,
-    dataset_sha256: str,
+    threads: int | None,
     samples: Sequence[Sample],
     folder: Path,
 ) -> None:
     """A shard's work from what can be sent to another process."""
-    build = Build(recipe, root, Reporter(Console(stderr=True), quiet=True), threads)
-    Run(build, fed_order).walk(floor, samples, dataset_sha256, folder)
+    quiet = Reporter(Console(stderr=True), quiet=True)
+    with Sides(merged, model, mmproj, contract, about.dataset_sha256, fed_order, threads) as sides:
+        walk(sides.reference(), sides.candidate(), samples, contract, about, folder, quiet)
 
 
 @dataclass(frozen=True)
@@ -242,6 +268,10 @@ class Division:
     """Do all of them on Ray, this many at a time."""
     address: str | None = None
     """Of a running Ray cluster; a local session without it."""
+    cpus: int = 1
+    """Cores of a worker on Ray, and threads of each side there."""
+    gpus: float = 0
+    """GPUs of a worker on Ray."""
 
 
 def run(
@@ -255,23 +285,21 @@ def run(
 
     ``with_ladder`` off runs one side after the other, so that only one model is in memory.
     """
-    _ = build.export
-    job = Run(build, fed_order)
-    if division:
-        if division.shard is not None and division.shards is not None:
+    build.ensure_export()
+    with open_run(build, fed_order) as job:
+        if division and division.shard is not None and division.shards is not None:
             build.reporter.say("shard", str(job.shard(division.shards, division.shard)))
             return None
-        if division.workers is not None:
-            job.ray(division.workers, division.shards, division.address)
-        elif division.shards is not None:
+        if division and division.workers is not None:
+            job.ray(division)
+        elif division and division.shards is not None:
             job.merge(division.shards)
-        job.keep_worst(*load_samples(build.dataset_folder, job.contract))
-    elif with_ladder:
-        job.ladder()
-    else:
-        for side in FILES:
-            job.side(side)
-    return job.judge(baseline, with_ladder)
+        elif with_ladder:
+            job.ensure_ladder()
+        else:
+            for side in FILES:
+                job.answer(side)
+        return job.judge(baseline, with_ladder)
 
 
 def _score(path: Path) -> str:

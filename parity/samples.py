@@ -30,6 +30,11 @@ class Sample:
         return self.record.image_id
 
     @property
+    def path(self) -> Path:
+        """The canvas's file."""
+        return self.folder / self.record.image_path
+
+    @property
     def truth(self) -> str:
         """The label that the record states."""
         return self.record.element

@@ -95,14 +95,9 @@ class NoiseFloor(_Line):
     labels_differ: int
 
 
-class LadderHeader(_Line):
-    """What was compared. ``kind`` tells the file from a side's results."""
+class Compared(_Line):
+    """What is compared, whichever sides run it."""
 
-    schema_version: Literal[1] = 1
-    kind: Literal["ladder"] = "ladder"
-    reference_sha256: Hex
-    """Digest of the reference's results header."""
-    candidate_sha256: Hex
     contract_sha256: Hex
     dataset_sha256: Hex
     text_type: str = Field(min_length=1)
@@ -111,6 +106,16 @@ class LadderHeader(_Line):
     kv_type: str = Field(min_length=1)
     """Type of the KV cache's keys and values, ``k/v``: q4_0/q4_0, ..."""
     floor: NoiseFloor
+
+
+class LadderHeader(Compared):
+    """What was compared, between which results. ``kind`` tells the file from a side's results."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["ladder"] = "ladder"
+    reference_sha256: Hex
+    """Digest of the reference's results header."""
+    candidate_sha256: Hex
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,23 +39,21 @@ from parity.lockstep import batches, make_row, observe
 from parity.measure import measure
 from parity.results import Row
 from parity.samples import Sample, load_samples, spread
-from parity.sides import CODE, open_hf
 from parity.stages import Measured
 from pipeline.build import Build
 from pipeline.contract import Contract, Runtime, validate
 from pipeline.errors import UserError
 from pipeline.export.bundle import mmproj_name, text_name
-from pipeline.export.convert import KEY_ADD_BOS, KEY_WEIGHTS, Metadata, convert_mmproj, convert_text
+from pipeline.export.half import Exporter, Half
 from pipeline.export.types import MmprojType, TextType
 from pipeline.files import sha256_file, write_json, write_text
 from pipeline.prediction import Taps
 from pipeline.progress import Advance, Reporter
-from pipeline.provenance import digest, machine, versions, weights_digest
+from pipeline.provenance import digest, machine, versions
 from pipeline.stages import Stage
 
 FOLDER = "swap"
 SAMPLES = 64
-Half = Literal["text", "mmproj"]
 
 
 def variants(contract: Contract, text_type: TextType, mmproj_type: MmprojType) -> list[Variant]:
@@ -109,20 +107,28 @@ def _swaps(name: str) -> Iterator[tuple[str, Takes]]:
 class Swaps:
     """A shipped pair, the model it was made from, and the images to try them on."""
 
-    merged: Path
+    exporter: Exporter
+    """Makes the types that the pair has not."""
     merged_sha256: str
-    """Of all the folder's files."""
+    """Of all the merged folder's files."""
     text: Path
     mmproj: Path
     text_type: TextType
     mmproj_type: MmprojType
-    model_name: str
-    contract: Contract
     samples: Sequence[Sample]
     dataset_sha256: str
     folder: Path
-    threads: int
     reporter: Reporter
+
+    @property
+    def contract(self) -> Contract:
+        """The exporter's."""
+        return self.exporter.contract
+
+    @property
+    def merged(self) -> Path:
+        """The exporter's."""
+        return self.exporter.merged
 
     def run(self) -> SwapMatrix:
         """Measure what is not measured yet, and write ``swap.json`` and ``swap.md``.
@@ -168,31 +174,22 @@ class Swaps:
     def _file(self, half: Half, kind: TextType | MmprojType) -> tuple[Path, str]:
         """A half in a type: the bundle's own where it has it, else exported, and kept for the next time."""
         if (half, kind) not in self._found:
-            path = self.folder / "gguf" / f"{'mmproj-' if half == 'mmproj' else ''}{self.model_name}-{kind}.gguf"
+            path = self.folder / "gguf" / self.exporter.file_name(half, kind)
             depends = {
                 "merged": self.merged_sha256,
-                "name": self.model_name,
-                "add_bos": self.contract.add_bos,
+                "contract": self.contract.digest,
+                "recipe": self.exporter.recipe,
+                "name": self.exporter.name,
                 "versions": versions(),
             }
-            code = ("pipeline/export/convert.py", "pipeline/export/toolchain.py")
-            stage = Stage(f"{half}-{kind}", depends, code, (f"gguf/{path.name}",))
-            stage.run(self.folder, lambda: self._export(half, kind, path), self._say)
+            work = partial(self.exporter.export, half, kind, path)
+            Stage(f"{half}-{kind}", depends, work, (f"gguf/{path.name}",)).run(self.folder, self._say)
             self._found[half, kind] = (path, sha256_file(path))
         return self._found[half, kind]
 
     def _say(self, stage: str, text: str) -> None:
         if not text.startswith("unchanged"):
             self.reporter.say("swap", f"{stage}: {text}")
-
-    def _export(self, half: Half, kind: Any, path: Path) -> str:
-        weights = weights_digest(self.merged)
-        if half == "text":
-            added: Metadata = {KEY_WEIGHTS: weights, KEY_ADD_BOS: self.contract.add_bos}
-            convert_text(self.merged, path, kind, self.model_name, added, self.threads)
-        else:
-            convert_mmproj(self.merged, path, kind, self.model_name, {KEY_WEIGHTS: weights})
-        return f"{path.name} {path.stat().st_size / 1e6:.1f} MB"
 
     def _row(self, variant: Variant, advance: Advance) -> SwapRow:
         path = self.folder / "rows" / f"{variant.name}.json"
@@ -209,20 +206,19 @@ class Swaps:
             "versions": versions(),
             "machine": machine(),
         }
-        code = tuple(dict.fromkeys((*CODE["hf"], *CODE["llamacpp"], "parity/swap.py")))
-        stage = Stage(f"row-{variant.name}", depends, code, (f"rows/{path.name}",))
-
-        def work() -> str:
-            found = self._measure(variant, advance)
-            write_json(path, found.model_dump(mode="json"))
-            return "measured"
-
-        stage.run(self.folder, work, lambda *_: None)
+        work = partial(self._write_row, variant, path, advance)
+        Stage(f"row-{variant.name}", depends, work, (f"rows/{path.name}",)).run(self.folder, lambda *_: None)
         return validate(SwapRow, json.loads(path.read_text(encoding="utf-8")), str(path))
+
+    def _write_row(self, variant: Variant, path: Path, advance: Advance) -> str:
+        write_json(path, self._measure(variant, advance).model_dump(mode="json"))
+        return "measured"
 
     @cached_property
     def _reference(self) -> list[tuple[Row, Taps]]:
         """Hugging Face in float32 on every image."""
+        from parity.predictors.hf import open_hf
+
         predictor = open_hf(self.merged, self.contract, self.dataset_sha256).predictor
         seen = []
         for batch in batches(self.samples, predictor.batch_size):
@@ -231,10 +227,9 @@ class Swaps:
 
     @cached_property
     def _encoder(self) -> Any:
-        from pipeline.encoding import make_encoder
-        from pipeline.model.folder import load_tokenizer, read_geometry
+        from parity.predictors.header import encoder_of
 
-        return make_encoder(self.contract, load_tokenizer(self.merged), read_geometry(self.merged))
+        return encoder_of(self.merged, self.contract)
 
     def _measure(self, variant: Variant, advance: Advance) -> SwapRow:
         reference = self._reference
@@ -260,8 +255,10 @@ class Swaps:
         return _sum_up(variant, measured, squares, flips, correct, sum(row.correct for row, _ in reference))
 
     def _open(self, variant: Variant, stack: ExitStack) -> Any:
-        """The row's predictor, without the header that :func:`parity.sides.open_llamacpp` reads seconds for."""
+        """The row's predictor, without the header that ``open_llamacpp`` reads seconds for."""
         if variant.runtime is None:
+            from parity.predictors.hf import open_hf
+
             return open_hf(self.merged, self.contract, self.dataset_sha256, "bfloat16").predictor
         from parity.predictors.llamacpp import LlamaCppPredictor
 
@@ -323,21 +320,18 @@ def _sum_up(
 
 def swap(build: Build, count: int = SAMPLES, folder: Path | None = None) -> SwapMatrix:
     """Make the matrix of a recipe's bundle on at most ``count`` of its validation images, taken evenly over all."""
-    _ = build.export
+    build.ensure_export()
     recipe = build.recipe
     samples, dataset_sha256 = load_samples(build.dataset_folder, recipe.contract)
     return Swaps(
-        merged=build.merged_folder,
-        merged_sha256=build.merge,
+        exporter=Exporter(build.merged_folder, recipe.export.name, recipe.contract, recipe.name, build.threads),
+        merged_sha256=build.ensure_merge(),
         text=build.bundle_folder / text_name(recipe),
         mmproj=build.bundle_folder / mmproj_name(recipe),
         text_type=recipe.export.text_type,
         mmproj_type=recipe.export.mmproj_type,
-        model_name=recipe.export.name,
-        contract=recipe.contract,
         samples=spread(samples, count),
         dataset_sha256=dataset_sha256,
         folder=folder or build.root / FOLDER,
-        threads=build.threads,
         reporter=build.reporter,
     ).run()

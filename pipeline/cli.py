@@ -83,7 +83,7 @@ def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: b
 
 def _stage(name: str, text: str) -> None:
     def command(recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
-        getattr(open_build(recipe, assignments, runs, quiet), name)
+        getattr(open_build(recipe, assignments, runs, quiet), f"ensure_{name}")()
 
     app.command(name, help=text + " Stages before it are run where they are out of date.")(command)
 
@@ -164,22 +164,26 @@ def _disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def run_app(command: typer.Typer) -> None:
-    """Run a command line; a user's mistake prints one sentence, never a traceback. Exit codes: ``pipeline.errors``."""
-    import signal
-    import sys
+def quieten() -> None:
+    """Keep Hugging Face's libraries from drawing through what this program prints; before they are imported."""
     import warnings
 
     # Notes of transformers to its own developers, printed in the middle of a user's screen.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def run_app(command: typer.Typer) -> None:
+    """Run a command line; a user's mistake prints one sentence, never a traceback. Exit codes: ``pipeline.errors``."""
+    import signal
+    import sys
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    # Read by Hugging Face libraries when they are first imported: their bars would cut through ours.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quieten()
     try:
         command(standalone_mode=True)
     except UserError as error:

@@ -38,15 +38,6 @@ def digest(value: Any) -> str:
     return sha256_bytes(canonical_json(value))
 
 
-def code_digest(*places: str) -> str:
-    """SHA-256 over source files and packages named relative to the project, so that a stage knows its code changed."""
-    root = Path(__file__).parent.parent
-    files = [
-        path for place in places for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))
-    ]
-    return digest({path.relative_to(root).as_posix(): sha256_file(path) for path in sorted(files)})
-
-
 def versions() -> dict[str, str]:
     """Versions of the packages that determine a result, those not installed left out."""
     found = {}

@@ -3,7 +3,7 @@
 ``stages/<name>.json`` in the run's folder holds what the stage depended on (settings, hashes of its inputs, hash of its
 code, package versions) and the hash of every file it made. A stage whose record equals what it would depend on now,
 and whose files are still what it made, has nothing to do. The record is written after the files, so a killed stage has
-none.
+none. The code is what the function that does the work can execute (:mod:`pipeline.closure`).
 """
 
 import json
@@ -13,21 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.closure import code_digest
 from pipeline.files import sha256_file, write_json
-from pipeline.provenance import code_digest, digest, folder_hashes
+from pipeline.provenance import digest, folder_hashes
 
 
 @dataclass(frozen=True)
 class Stage:
     """One step of a run.
 
-    ``depends`` is JSON-able; ``code`` names source files and packages of this project; ``outputs`` are files and
-    folders relative to the run's folder.
+    ``depends`` is JSON-able; ``work`` makes ``outputs``, files and folders relative to the run's folder, and returns a
+    few words on its result. It is a function of a module of this project, or a partial of one.
     """
 
     name: str
     depends: dict[str, Any]
-    code: tuple[str, ...]
+    work: Callable[[], str]
     outputs: tuple[str, ...]
 
     def _made(self, root: Path) -> dict[str, str]:
@@ -40,12 +41,12 @@ class Stage:
                 made[output] = sha256_file(path)
         return made
 
-    def run(self, root: Path, work: Callable[[], str], say: Callable[[str, str], None]) -> str:
-        """Run ``work`` unless it is done; returns the digest of what the stage made.
+    def run(self, root: Path, say: Callable[[str, str], None]) -> str:
+        """Do the work unless it is done; returns the digest of what the stage made.
 
-        ``work`` returns a few words on its result; ``say`` gets the stage's name and a line for the person waiting.
+        ``say`` gets the stage's name and a line for the person waiting.
         """
-        wanted = {"depends": self.depends, "code": code_digest(*self.code)}
+        wanted = {"depends": self.depends, "code": code_digest(self.work)}
         wanted = json.loads(json.dumps(wanted))
         record = root / "stages" / f"{self.name}.json"
         try:
@@ -58,7 +59,7 @@ class Stage:
                 say(self.name, f"unchanged: {known['result']}")
                 return digest(made)
         start = time.perf_counter()
-        result = work()
+        result = self.work()
         seconds = time.perf_counter() - start
         made = self._made(root)
         write_json(record, {"wanted": wanted, "made": made, "result": result, "seconds": round(seconds, 2)})

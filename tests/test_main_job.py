@@ -19,9 +19,10 @@ from PIL import Image
 import pipeline.letterbox as letterbox_module
 from parity.goldens import letterbox_gate
 from parity.judgement import Verdict
+from parity.lockstep import answer_all
+from parity.predictors import OpenSide
 from parity.predictors.llamacpp import LlamaCppPredictor
-from parity.results import Header, ResultsWriter, read_results
-from parity.run import answer_all
+from parity.results import Header, read_results
 from parity.samples import Sample, load_samples
 from parity.stages import read_ladder
 from parity.verdict import judge
@@ -362,9 +363,9 @@ def verdict_of(run: Path, contract: Contract, tmp_path: Path) -> Answer:
                 "image_slots": tuple(predictor.image_slots),
             }
             header = Header.model_validate(good.model_dump() | layout)
-            with ResultsWriter(tmp_path / "llamacpp.results.jsonl", header) as writer:
-                answer_all(predictor, samples, contract, writer, Reporter(None, quiet=True))  # type: ignore[arg-type]
-        candidate = read_results(tmp_path / "llamacpp.results.jsonl")
+            path = tmp_path / "llamacpp.results.jsonl"
+            answer_all(OpenSide(predictor, header), samples, contract, path, Reporter(None, quiet=True))  # type: ignore[arg-type]
+        candidate = read_results(path)
         return judge(reference, candidate, contract, [letterbox_gate()])
 
     return answer

@@ -5,12 +5,16 @@ difference between the models and what runs them.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from parity.results import Header
 from pipeline.prediction import Prediction, Taps
+
+SideName = Literal["hf", "llamacpp"]
 
 
 class Predictor(Protocol):
@@ -36,3 +40,12 @@ class Observer(Predictor, Protocol):
     def observe(self, canvases: Iterable[npt.NDArray[np.uint8]]) -> Iterator[tuple[Prediction, Taps]]:
         """The same predictions, each with the stages that led to it."""
         ...
+
+
+@dataclass(frozen=True)
+class OpenSide:
+    """A side that is ready to answer."""
+
+    predictor: Any
+    header: Header
+    """What runs; ``versions.code`` is the digest of what opened the side and answers, not of what keeps the answers."""

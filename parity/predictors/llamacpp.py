@@ -40,7 +40,8 @@ STEP_SECONDS = 1.0
 class LlamaCppPredictor:
     """Runs a GGUF pair under a contract's runtime profile. Use as a context manager: it holds native memory.
 
-    ``tapped`` reads the encoder's own input for :meth:`observe`. ``sequences``: images decoded together; by default
+    ``threads``: by default the contract's, on this machine. ``tapped`` reads the encoder's own input for
+    :meth:`observe`. ``sequences``: images decoded together; by default
     SEQUENCES where that changes no bit, else 1. Raises UserError where a file cannot be loaded or the runtime profile
     is refused, with llama.cpp's own reason.
     """
@@ -52,7 +53,7 @@ class LlamaCppPredictor:
         model: Path,
         mmproj: Path,
         encoder: Encoder,
-        cores: int | None = None,
+        threads: int | None = None,
         sequences: int | None = None,
         tapped: bool = False,
     ) -> None:
@@ -61,7 +62,7 @@ class LlamaCppPredictor:
         runtime = self._contract.runtime
         self._n_batch = min(runtime.n_batch, runtime.n_ctx)
         self._sequences = sequences
-        self.n_threads = runtime.threads(cores or os.cpu_count() or 1)
+        self.n_threads = threads or runtime.threads(os.cpu_count() or 1)
         self._model: Any = None
         self._context: Any = None
         self._mtmd: Any = None

@@ -165,7 +165,7 @@ class Bench:
         """Run llama.cpp with what is given in place of the run's own; the header owns up to none of it but the files'
         hashes and types, the prompt's layout, and what is ``stated``."""
         from parity.predictors.llamacpp import LlamaCppPredictor
-        from parity.sides import tensor_types
+        from parity.predictors.pair import tensor_types
 
         model, mmproj = model or self.model, mmproj or self.mmproj
         samples = self.samples if samples is None else samples

@@ -18,8 +18,8 @@ from parity.goldens import letterbox_gate
 from parity.judgement import Status
 from parity.lockstep import LADDER
 from parity.results import Results, Row, read_results
-from parity.run import FILES, Run
-from parity.samples import load_samples, spread
+from parity.run import FILES, open_run
+from parity.samples import spread
 from parity.selftest.bench import Bench, Evidence
 from parity.selftest.faults import BAD_INPUT, CONTROLS, FAULTS, NOWHERE, Fault
 from parity.stages import Ladder, Measured, read_ladder
@@ -137,20 +137,19 @@ def resample(evidence: Evidence, seed: int = 0) -> dict[Status, int]:
 
 def open_bench(build: Build, samples: int, scratch: Path) -> Bench:
     """A recipe's run as a bench; builds and runs what is missing."""
-    _ = build.export
-    run = Run(build)
-    run.ladder()
-    all_samples, _ = load_samples(build.dataset_folder, run.contract)
+    build.ensure_export()
+    with open_run(build) as run:
+        run.ensure_ladder()
     reference, candidate = (read_results(run.folder / name) for name in FILES.values())
     ladder = read_ladder(run.folder / LADDER)
     return Bench(
         contract=run.contract,
         merged=build.merged_folder,
-        base=build.base_folder,
+        base=build.find_base(),
         model=build.bundle_folder / text_name(build.recipe),
         mmproj=build.bundle_folder / mmproj_name(build.recipe),
         saved=Evidence(reference, candidate, ladder, run.contract, (letterbox_gate(),)),
-        samples=spread(all_samples, samples),
+        samples=spread(run.samples, samples),
         scratch=scratch,
     )
 

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
@@ -16,10 +17,9 @@ from parity.goldens import letterbox_gate
 from parity.judgement import GateResult
 from parity.lockstep import CANDIDATE, LADDER, REFERENCE
 from parity.results import Results, read_results
-from parity.run import Run
+from parity.run import open_run
 from parity.samples import Sample, load_samples, spread
-from parity.sides import CODE, open_hf
-from parity.stages import LadderHeader, NoiseFloor, read_ladder
+from parity.stages import Compared, NoiseFloor, read_ladder
 from parity.sweep.picture import draw
 from parity.sweep.recording import record
 from parity.sweep.table import Cost, PairFailed, PairScore, Sweep, fronts, markdown, pair_name, smallest_passing
@@ -28,28 +28,17 @@ from parity.verdict import judge, write_verdict
 from pipeline.build import Build
 from pipeline.contract import Contract, validate
 from pipeline.errors import EXIT_USAGE, CheckFailed, UserError
-from pipeline.export.check import check_mmproj, check_text
-from pipeline.export.convert import (
-    KEY_ADD_BOS,
-    KEY_CONTRACT,
-    KEY_RECIPE,
-    KEY_WEIGHTS,
-    Metadata,
-    convert_mmproj,
-    convert_text,
-)
+from pipeline.export.half import Exporter, Half
 from pipeline.export.toolchain import load_gguf
 from pipeline.export.types import MmprojType, TextType
 from pipeline.files import write_bytes, write_json, write_text
 from pipeline.progress import Advance, Reporter
-from pipeline.provenance import digest, folder_hashes, machine, versions, weights_digest
+from pipeline.provenance import digest, folder_hashes, machine, versions
 from pipeline.stages import Stage
 
 FOLDER = "sweep"
 TEXT_TYPES: tuple[TextType, ...] = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "F16")
 MMPROJ_TYPES: tuple[MmprojType, ...] = ("F16", "Q8_0")
-_CODE = ("parity/sweep/recording.py", "parity/sweep/worker.py")
-_EXPORT_CODE = ("pipeline/contract.py", "pipeline/files.py", "pipeline/export", "pipeline/model/folder.py")
 
 
 def parse_types(value: str, allowed: Any, option: str) -> tuple[Any, ...]:
@@ -69,18 +58,16 @@ def sweep_build(
     folder: Path | None = None,
 ) -> Sweep:
     """Sweep a recipe's model into ``folder``, by default the run's own; see :meth:`Job.run`."""
-    _ = build.merge, build.dataset
+    build.ensure_merge()
     recipe = build.recipe
+    with open_run(build) as job:
+        floor = job.ensure_floor()
     return Job(
-        merged=build.merged_folder,
+        exporter=Exporter(build.merged_folder, recipe.export.name, recipe.contract, recipe.name, build.threads),
         dataset=build.dataset_folder,
-        contract=recipe.contract,
-        recipe=recipe.name,
-        name=recipe.export.name,
-        floor=Run(build).floor(),
+        floor=floor,
         folder=folder or build.root / FOLDER,
         reporter=build.reporter,
-        threads=build.threads,
     ).run(texts, mmprojs, samples)
 
 
@@ -88,16 +75,22 @@ def sweep_build(
 class Job:
     """What is swept, by what it is judged, and where the work is kept."""
 
-    merged: Path
+    exporter: Exporter
+    """Makes the halves."""
     dataset: Path
-    contract: Contract
-    recipe: str
-    name: str
-    """``general.name`` of the GGUFs."""
     floor: NoiseFloor
     folder: Path
     reporter: Reporter
-    threads: int
+
+    @property
+    def contract(self) -> Contract:
+        """The exporter's."""
+        return self.exporter.contract
+
+    @property
+    def merged(self) -> Path:
+        """The exporter's."""
+        return self.exporter.merged
 
     def run(self, texts: Sequence[TextType], mmprojs: Sequence[MmprojType], count: int | None = None) -> Sweep:
         """Measure and judge every pair, on at most ``count`` validation images taken evenly over all; write the files.
@@ -130,7 +123,7 @@ class Job:
         right = read_results(self.folder / "reference" / REFERENCE).rows
         front_kl, front_time = fronts(scores)
         found = Sweep(
-            recipe=self.recipe,
+            recipe=self.exporter.recipe,
             contract_sha256=self.contract.digest,
             dataset_sha256=dataset_sha256,
             n=len(samples),
@@ -152,14 +145,9 @@ class Job:
 
     def _reference(self, samples: Sequence[Sample], room: int, dataset_sha256: str) -> str:
         """Record the Hugging Face side; the digest of what it made."""
-        folder = self.folder / "reference"
-
-        def work() -> str:
-            side = open_hf(self.merged, self.contract, dataset_sha256)
-            record(side, samples, room, self.contract, folder, self.reporter)
-            size = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
-            return f"{len(samples)} images of Hugging Face's side recorded, {size / 1e6:.0f} MB"
-
+        work = partial(
+            _record, self.merged, self.contract, dataset_sha256, samples, room, self.folder / "reference", self.reporter
+        )
         depends = {
             "merged": folder_hashes(self.merged),
             "dataset": dataset_sha256,
@@ -168,45 +156,25 @@ class Job:
             "versions": versions(),
             "machine": machine(),
         }
-        stage = Stage("reference", depends, (*CODE["hf"], _CODE[0]), ("reference",))
-        return stage.run(self.folder, work, self.reporter.say)
+        return Stage("reference", depends, work, ("reference",)).run(self.folder, self.reporter.say)
 
-    def _gguf(self, half: str, kind: str) -> Path:
-        return (
-            self.folder / "gguf" / (f"{self.name}-{kind}.gguf" if half == "text" else f"mmproj-{self.name}-{kind}.gguf")
-        )
+    def _gguf(self, half: Half, kind: str) -> Path:
+        return self.folder / "gguf" / self.exporter.file_name(half, kind)
 
-    def _convert(self, half: str, kind: Any) -> str | CheckFailed:
+    def _convert(self, half: Half, kind: Any) -> str | CheckFailed:
         """Make one half; the digest of what it made, or why it cannot be made."""
         path = self._gguf(half, kind)
-        added: Metadata = {
-            KEY_CONTRACT: self.contract.digest,
-            KEY_RECIPE: self.recipe,
-            KEY_WEIGHTS: weights_digest(self.merged),
-        }
-
-        def work() -> str:
-            for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed conversion
-                shutil.rmtree(left)
-            about = (path, self.merged, self.name, self.contract, self.recipe)
-            if half == "text":
-                bos: Metadata = {KEY_ADD_BOS: self.contract.add_bos}
-                convert_text(self.merged, path, kind, self.name, added | bos, self.threads)
-                check_text(*about, kind)
-            else:
-                convert_mmproj(self.merged, path, kind, self.name, added)
-                check_mmproj(*about, kind)
-            # A file need not hold the type that it is named after: K-quants want rows that 256 divides.
-            write_json(
-                _tensors(path), Counter(tensor.tensor_type.name for tensor in load_gguf().GGUFReader(path).tensors)
-            )
-            return f"{path.name} {path.stat().st_size / 1e6:.1f} MB, re-opened and checked"
-
         outputs = tuple(one.relative_to(self.folder).as_posix() for one in (path, _tensors(path)))
-        depends = {"merged": folder_hashes(self.merged), "added": added, "name": self.name, "versions": versions()}
-        stage = Stage(f"{half}-{kind}", depends, _EXPORT_CODE, outputs)
+        depends = {
+            "merged": folder_hashes(self.merged),
+            "contract": self.contract.digest,
+            "recipe": self.exporter.recipe,
+            "name": self.exporter.name,
+            "versions": versions(),
+        }
         try:
-            return stage.run(self.folder, work, self.reporter.say)
+            stage = Stage(f"{half}-{kind}", depends, partial(_export, self.exporter, half, kind, path), outputs)
+            return stage.run(self.folder, self.reporter.say)
         except CheckFailed as error:
             return error
 
@@ -232,9 +200,7 @@ class Job:
             dataset=self.dataset.resolve(),
             records=tuple(sample.record for sample in samples),
             contract=self.contract,
-            about=LadderHeader(
-                reference_sha256="0" * 64,
-                candidate_sha256="0" * 64,
+            about=Compared(
                 contract_sha256=self.contract.digest,
                 dataset_sha256=dataset_sha256,
                 text_type=text,
@@ -246,22 +212,11 @@ class Job:
             out=out.resolve(),
         )
 
-        def work() -> str:
-            number, count = place
-            note = f"pair {number + 1} of {count}: {pair_name(text, mmproj)}"
-            with self.reporter.progress("sweep", "images") as advance:
-
-                def here(done: int, total: int, _: str) -> None:
-                    # What remains is counted over all pairs, at the rate of this one.
-                    advance(number * total + done, count * total, note)
-
-                run_worker(job, here)
-            return f"{note}, {len(samples)} images"
-
         outputs = tuple(f"pairs/{out.name}/{name}" for name in (REFERENCE, CANDIDATE, LADDER, COST))
         depends = depends | {"contract": self.contract.digest, "versions": versions(), "machine": machine()}
-        stage = Stage(f"pair-{out.name}", depends, (*CODE["llamacpp"], *_CODE), outputs)
-        stage.run(self.folder, work, lambda _, line: self.reporter.say("sweep", line))
+        work = partial(_answer, job, pair_name(text, mmproj), place, self.reporter)
+        stage = Stage(f"pair-{out.name}", depends, work, outputs)
+        stage.run(self.folder, lambda _, line: self.reporter.say("sweep", line))
 
     def _score(self, text: str, mmproj: str, samples: Sequence[Sample], letterbox: GateResult) -> PairScore:
         """Judge what is there."""
@@ -294,6 +249,44 @@ class Job:
             first_bad_stage=verdict.first_bad_stage,
             headline=verdict.headline,
         )
+
+
+def _record(
+    merged: Path,
+    contract: Contract,
+    dataset_sha256: str,
+    samples: Sequence[Sample],
+    room: int,
+    folder: Path,
+    reporter: Reporter,
+) -> str:
+    from parity.predictors.hf import open_hf
+
+    record(open_hf(merged, contract, dataset_sha256), samples, room, contract, folder, reporter)
+    size = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+    return f"{len(samples)} images of Hugging Face's side recorded, {size / 1e6:.0f} MB"
+
+
+def _export(exporter: Exporter, half: Half, kind: Any, path: Path) -> str:
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed conversion
+        shutil.rmtree(left)
+    said = exporter.export(half, kind, path)
+    # A file need not hold the type that it is named after: K-quants want rows that 256 divides.
+    write_json(_tensors(path), Counter(tensor.tensor_type.name for tensor in load_gguf().GGUFReader(path).tensors))
+    return said
+
+
+def _answer(job: PairJob, name: str, place: tuple[int, int], reporter: Reporter) -> str:
+    number, count = place
+    note = f"pair {number + 1} of {count}: {name}"
+    with reporter.progress("sweep", "images") as advance:
+
+        def here(done: int, total: int, _: str) -> None:
+            # What remains is counted over all pairs, at the rate of this one.
+            advance(number * total + done, count * total, note)
+
+        run_worker(job, here)
+    return f"{note}, {len(job.records)} images"
 
 
 def run_worker(job: PairJob, advance: Advance) -> None:

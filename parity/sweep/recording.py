@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from parity.lockstep import REFERENCE, batches, observe
+from parity.lockstep import REFERENCE, batches, kept_by, observe
+from parity.predictors import OpenSide
 from parity.results import ResultsWriter, Row, read_results
 from parity.samples import Sample
-from parity.sides import OpenSide
 from pipeline.contract import Contract
 from pipeline.encoding import Encoder, fed_bytes
 from pipeline.errors import UserError
@@ -37,7 +37,7 @@ def record(
     if not all(_has_room(folder / name, room) for name in (LOG_PROBS, EMBEDDINGS)):
         (folder / REFERENCE).unlink(missing_ok=True)
     with (
-        ResultsWriter(folder / REFERENCE, side.header) as writer,
+        ResultsWriter(folder / REFERENCE, kept_by(side.header)) as writer,
         reporter.progress("reference", "images") as advance,
     ):
         waiting = [sample for sample in samples if sample.key not in writer.keys]

@@ -15,9 +15,11 @@ from pathlib import Path
 from rich.console import Console
 
 from parity.lockstep import walk
+from parity.predictors import OpenSide
+from parity.predictors.header import encoder_of
+from parity.predictors.pair import open_llamacpp
 from parity.samples import Sample
-from parity.sides import OpenSide, open_llamacpp
-from parity.stages import LadderHeader
+from parity.stages import Compared
 from parity.sweep.recording import Recorded
 from parity.sweep.table import Cost
 from pipeline.contract import Contract, Frozen
@@ -41,8 +43,7 @@ class PairJob(Frozen):
     records: tuple[Record, ...]
     """Of the images to answer, checked when the sweep began."""
     contract: Contract
-    about: LadderHeader
-    """Without the sides' digests."""
+    about: Compared
     reference: Path
     """A folder that :func:`parity.sweep.recording.record` made."""
     out: Path
@@ -70,13 +71,11 @@ class _Relay(Reporter):
 
 def run_pair(job: PairJob) -> None:
     """Hold the pair against the recorded reference, going on with what is in ``job.out``; then write ``cost.json``."""
-    from pipeline.encoding import make_encoder
     from pipeline.export.toolchain import load_gguf
-    from pipeline.model.folder import load_tokenizer, read_geometry
 
     load_gguf()  # libraries are not to be counted as the pair's memory
 
-    encoder = make_encoder(job.contract, load_tokenizer(job.merged), read_geometry(job.merged))
+    encoder = encoder_of(job.merged, job.contract)
     reference = Recorded(job.reference, encoder)
     samples = [Sample(job.dataset, record) for record in job.records]
     relay = _Relay()

@@ -7,18 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline.export.check import check_mmproj, check_text
-from pipeline.export.convert import (
-    KEY_ADD_BOS,
-    KEY_CONTRACT,
-    KEY_RECIPE,
-    KEY_WEIGHTS,
-    Metadata,
-    convert_mmproj,
-    convert_text,
-)
+from pipeline.export.half import Exporter
 from pipeline.files import atomic_folder, sha256_file, write_json
-from pipeline.provenance import machine, versions, weights_digest
+from pipeline.provenance import machine, versions
 from pipeline.recipe import Recipe
 
 CONTRACT = "contract.json"
@@ -54,21 +45,13 @@ def write_bundle(
     the manifest. Raises CheckFailed.
     """
     export, contract = recipe.export, recipe.contract
-    added: Metadata = {
-        KEY_CONTRACT: contract.digest,
-        KEY_RECIPE: recipe.name,
-        KEY_WEIGHTS: weights_digest(merged),
-    }
+    exporter = Exporter(merged, export.name, contract, recipe.name, threads)
     with atomic_folder(out) as folder:
-        text, mmproj = folder / text_name(recipe), folder / mmproj_name(recipe)
-        with ThreadPoolExecutor(
-            1
-        ) as other:  # the converter is a process of its own, and most of its time is one core's
-            half = other.submit(convert_mmproj, merged, mmproj, export.mmproj_type, export.name, added)
-            convert_text(merged, text, export.text_type, export.name, added | {KEY_ADD_BOS: contract.add_bos}, threads)
-            half.result()
-        check_text(text, merged, export.name, contract, recipe.name, export.text_type)
-        check_mmproj(mmproj, merged, export.name, contract, recipe.name, export.mmproj_type)
+        # The converter is a process of its own, and most of its time is one core's.
+        with ThreadPoolExecutor(1) as other:
+            vision = other.submit(exporter.export, "mmproj", export.mmproj_type, folder / mmproj_name(recipe))
+            exporter.export("text", export.text_type, folder / text_name(recipe))
+            vision.result()
         write_json(folder / CONTRACT, contract.model_dump(mode="json"))
         manifest = {
             "schema_version": 1,

@@ -219,8 +219,8 @@ def test_the_cache_type_is_honoured(tiny: Path, exact_pair: Pair, reference: lis
 
 def test_the_rest_of_the_profile_is_honoured(tiny: Path, exact_pair: Pair) -> None:
     contract = Contract(runtime=Runtime(n_ctx=512, n_batch=64))
-    with LlamaCppPredictor(exact_pair.text, exact_pair.mmproj, encoder_for(tiny, contract), cores=12) as side:
-        assert side.n_threads == llama_cpp.llama_n_threads(side._context) == 6
+    with LlamaCppPredictor(exact_pair.text, exact_pair.mmproj, encoder_for(tiny, contract), threads=6) as side:
+        assert side.n_threads == llama_cpp.llama_n_threads(side._context) == contract.runtime.threads(cores=12) == 6
         assert llama_cpp.llama_n_ctx(side._context) == 512 * side.batch_size
         assert llama_cpp.llama_n_batch(side._context) == llama_cpp.llama_n_ubatch(side._context) == 64
     with llama(tiny, exact_pair, Contract(runtime=Runtime(n_threads=3))) as side:

@@ -16,14 +16,15 @@ from sides import FIVE, change_rows, ladder_of, results, right, spoil
 
 from parity import cli
 from parity.lockstep import LADDER, measure_floor, walk
+from parity.predictors.hf import open_hf
+from parity.predictors.pair import open_llamacpp
 from parity.results import read_results
 from parity.samples import Sample
 from parity.selftest import run as selftest
 from parity.selftest.bench import Bench, Evidence
 from parity.selftest.faults import BAD_INPUT, CONTROLS, FAULTS, NOWHERE, Fault
 from parity.selftest.forge import Gguf
-from parity.sides import open_hf, open_llamacpp
-from parity.stages import LadderHeader, read_ladder
+from parity.stages import Compared, read_ladder
 from pipeline.contract import Contract
 from pipeline.dataset.records import Record
 from pipeline.errors import UserError
@@ -53,8 +54,8 @@ def bench(tiny: Path, phone_pair: Pair, tmp_path_factory: pytest.TempPathFactory
     floor = measure_floor(
         exact.predictor, open_hf(tiny, contract, DATASET, "bfloat16").predictor, samples, contract, QUIET
     )
-    about = LadderHeader(
-        reference_sha256=DATASET, candidate_sha256=DATASET, contract_sha256=contract.digest, dataset_sha256=DATASET,
+    about = Compared(
+        contract_sha256=contract.digest, dataset_sha256=DATASET,
         text_type="Q8_0", mmproj_type="Q8_0", kv_type="q4_0/q4_0", floor=floor,
     )  # fmt: skip
     with open_llamacpp(tiny, phone_pair.text, phone_pair.mmproj, contract, DATASET) as candidate:

@@ -19,9 +19,12 @@ from rich.console import Console
 
 import parity.swap
 from parity.attribution import SwapMatrix, SwapRow, markdown, print_matrix
+from parity.predictors import hf
 from parity.swap import Swaps, variants
 from pipeline.contract import Contract, Runtime
 from pipeline.errors import UserError
+from pipeline.export import half
+from pipeline.export.half import Exporter
 from pipeline.export.toolchain import load_gguf
 from pipeline.files import sha256_bytes
 from pipeline.progress import Reporter
@@ -60,8 +63,11 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_converter(monkeypatch: pytest.MonkeyPatch, exact_pair: Pair) -> None:
     """A conversion takes 3 to 7 seconds; F32's files are at hand."""
-    monkeypatch.setattr(parity.swap, "convert_text", lambda _, out, *__: _copy(exact_pair.text, out))
-    monkeypatch.setattr(parity.swap, "convert_mmproj", lambda _, out, *__: _copy(exact_pair.mmproj, out))
+    monkeypatch.setattr(half, "convert_text", lambda _, out, *__: _copy(exact_pair.text, out))
+    monkeypatch.setattr(half, "convert_mmproj", lambda _, out, *__: _copy(exact_pair.mmproj, out))
+    # They state another contract and type, which is the checks' alone to see.
+    monkeypatch.setattr(half, "check_text", lambda *_: None)
+    monkeypatch.setattr(half, "check_mmproj", lambda *_: None)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -69,20 +75,17 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def swaps(tiny: Path, pair: Pair, folder: Path, **changed: Any) -> Swaps:
+def swaps(tiny: Path, pair: Pair, folder: Path, contract: Contract = CONTRACT, **changed: Any) -> Swaps:
     found = Swaps(
-        merged=tiny,
+        exporter=Exporter(tiny, NAME, contract, "swap", threads=1),
         merged_sha256="0" * 64,
         text=pair.text,
         mmproj=pair.mmproj,
         text_type="Q8_0",
         mmproj_type="Q8_0",
-        model_name=NAME,
-        contract=CONTRACT,
         samples=SAMPLES,
         dataset_sha256="0" * 64,
         folder=folder,
-        threads=1,
         reporter=Reporter(Console(), quiet=True),
     )
     return replace(found, **changed)
@@ -212,7 +215,7 @@ def test_a_fault_of_the_conversion_is_not_blamed_on_the_type(
     tiny: Path, exact_pair: Pair, phone_pair: Pair, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faulty = scaled(exact_pair.mmproj, folder / "faulty.gguf", "v.post_ln.weight", 4.0)
-    monkeypatch.setattr(parity.swap, "convert_mmproj", lambda _, out, *__: _copy(faulty, out))
+    monkeypatch.setattr(half, "convert_mmproj", lambda _, out, *__: _copy(faulty, out))
     for path in (folder / "gguf").glob("mmproj-*"):
         path.unlink()
     assert broken(swaps(tiny, phone_pair, folder).run()) == ["conversion and engine, vision half"]
@@ -259,8 +262,8 @@ def test_what_is_done_is_not_done_again(
         exported.append(out.name)
         _copy(exact_pair.text, out)
 
-    monkeypatch.setattr(parity.swap, "convert_text", convert)
-    monkeypatch.setattr(parity.swap, "open_hf", None)  # no model may be loaded
+    monkeypatch.setattr(half, "convert_text", convert)
+    monkeypatch.setattr(hf, "open_hf", None)  # no model may be loaded
     assert swaps(tiny, phone_pair, folder).run() == read(clean)
     assert exported == []
     (folder / "gguf" / f"{NAME}-F16.gguf").write_bytes(b"damaged")

@@ -28,10 +28,13 @@ import parity.sweep.job as job_module
 from parity import cli
 from parity.judgement import Status
 from parity.lockstep import CANDIDATE, LADDER, REFERENCE, walk
+from parity.predictors import OpenSide, hf
+from parity.predictors.hf import open_hf
+from parity.predictors.pair import open_llamacpp
 from parity.results import Header, read_results
+from parity.run import Run
 from parity.samples import Sample, load_samples
-from parity.sides import OpenSide, open_hf, open_llamacpp
-from parity.stages import NoiseFloor, Spread, read_ladder
+from parity.stages import Compared, NoiseFloor, Spread, read_ladder
 from parity.sweep.job import Job, parse_types
 from parity.sweep.picture import MARKERS, draw
 from parity.sweep.recording import LOG_PROBS, Recorded, record
@@ -52,7 +55,9 @@ from pipeline.build import Build
 from pipeline.contract import Contract
 from pipeline.dataset.records import Record
 from pipeline.errors import UserError
+from pipeline.export import half
 from pipeline.export.convert import convert_mmproj
+from pipeline.export.half import Exporter
 from pipeline.export.types import TextType
 from pipeline.files import sha256_bytes, write_json
 from pipeline.prediction import Prediction, Taps
@@ -126,14 +131,12 @@ def swept(
 
     patch = pytest.MonkeyPatch()
     # The bundle's files state another contract, which is the checks' alone to see.
-    patch.setattr(job_module, "check_text", lambda *_: None)
-    patch.setattr(job_module, "check_mmproj", lambda *_: None)
-    patch.setattr(job_module, "convert_text", copy_text)
-    patch.setattr(job_module, "convert_mmproj", vision)
-    job = Job(
-        merged=tiny, dataset=dataset, contract=CONTRACT, recipe=RECIPE, name=NAME, floor=FLOOR,
-        folder=tmp_path_factory.mktemp("sweep"), reporter=Loud(), threads=2,
-    )  # fmt: skip
+    patch.setattr(half, "check_text", lambda *_: None)
+    patch.setattr(half, "check_mmproj", lambda *_: None)
+    patch.setattr(half, "convert_text", copy_text)
+    patch.setattr(half, "convert_mmproj", vision)
+    exporter = Exporter(tiny, NAME, CONTRACT, RECIPE, threads=2)
+    job = Job(exporter, dataset, floor=FLOOR, folder=tmp_path_factory.mktemp("sweep"), reporter=Loud())
     yield job, job.run(("Q8_0",), ("Q8_0", "F16"))
     patch.undo()
 
@@ -182,7 +185,8 @@ def test_the_recording_gives_what_the_live_reference_gives(swept: tuple[Job, Swe
         job.merged, gguf / f"{NAME}-Q8_0.gguf", gguf / f"mmproj-{NAME}-F16.gguf", CONTRACT, sha256
     ) as candidate:
         live = open_hf(job.merged, CONTRACT, sha256)
-        walk(live, candidate, samples[:16], CONTRACT, recorded.header, tmp_path, QUIET)
+        about = Compared.model_validate(recorded.header.model_dump(include=set(Compared.model_fields)))
+        walk(live, candidate, samples[:16], CONTRACT, about, tmp_path, QUIET)
     numbers = ("logits_kl", "logits_max")
     apart = dict.fromkeys(numbers, 0.0)
     for key, row in read_ladder(tmp_path / LADDER).rows.items():
@@ -199,8 +203,8 @@ def test_the_recording_gives_what_the_live_reference_gives(swept: tuple[Job, Swe
 def test_a_second_run_does_nothing(swept: tuple[Job, Sweep], monkeypatch: pytest.MonkeyPatch) -> None:
     job, found = swept
     monkeypatch.delattr(job_module, "run_worker")
-    monkeypatch.delattr(job_module, "open_hf")
-    monkeypatch.delattr(job_module, "convert_text")
+    monkeypatch.setattr(hf, "open_hf", None)
+    monkeypatch.setattr(half, "convert_text", None)
     reporter = Loud()
     assert replace(job, reporter=reporter).run(("Q8_0",), ("Q8_0", "F16")) == found
     assert len(reporter.lines) == 6  # reference, three files, two pairs
@@ -477,12 +481,12 @@ def test_the_command_sweeps_a_run(swept: tuple[Job, Sweep], tmp_path: Path, monk
     job, found = swept
     recipe = bundle_recipe().model_copy(update={"contract": CONTRACT})
     build = Build(recipe, tmp_path, QUIET, threads=2)
-    build.__dict__.update(merge="made", dataset="made")  # as if both stages had run
+    build.done.update(ensure_merge="made", ensure_dataset="made")  # as if both stages had run
     (tmp_path / "merged").symlink_to(job.merged)
     (tmp_path / "dataset").symlink_to(job.dataset)
     shutil.copytree(job.folder, tmp_path / "sweep")
     monkeypatch.setattr(cli, "open_build", lambda *_: build)
-    monkeypatch.setattr(job_module.Run, "floor", lambda _: FLOOR)
+    monkeypatch.setattr(Run, "ensure_floor", lambda _: FLOOR)
     monkeypatch.delattr(job_module, "run_worker")  # nothing is out of date
     result = CliRunner().invoke(cli.app, ["sweep", "configs/tiny.yaml", "--text", "Q8_0", "--mmproj", "Q8_0,F16"])
     assert result.exit_code == found.exit_code
