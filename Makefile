@@ -10,15 +10,15 @@ help: ## list the jobs
 
 .PHONY: setup
 setup: ## set up .venv and compile llama.cpp (8 minutes the first time; options: SETUP="--torch cpu|cuda")
-	@$(PYTHON) pipeline/bootstrap.py $(SETUP)
+	@$(PYTHON) tools/setup/bootstrap.py $(SETUP)
 
 .PHONY: tools
 tools: ## build llama-mtmd-cli and llama-server, which the bench compares with (8 minutes the first time)
-	@$(PYTHON) pipeline/bootstrap.py --quiet --tools $(SETUP)
+	@$(PYTHON) tools/setup/bootstrap.py --quiet --tools $(SETUP)
 
 .PHONY: environment
 environment:
-	@$(PYTHON) pipeline/bootstrap.py --quiet $(SETUP)
+	@$(PYTHON) tools/setup/bootstrap.py --quiet $(SETUP)
 
 .PHONY: parity
 parity: environment ## the main job, photos to verdict (RECIPE=configs/photos.yaml PHOTOS=folder SET="train.epochs=1")
@@ -38,7 +38,7 @@ parity-sweep: environment ## every quantization: size, speed, memory, verdict; t
 
 .PHONY: verify
 verify: given-bundle $(if $(PUBLIC_KEY),environment) ## check a bundle, without any set-up (BUNDLE=runs/tiny/bundle; with its signature: PUBLIC_KEY=key.pub)
-	@$(if $(PUBLIC_KEY),$(BIN)/pipeline verify "$(BUNDLE)" --public-key "$(PUBLIC_KEY)",$(PYTHON) -m pipeline.verify "$(BUNDLE)")
+	@$(if $(PUBLIC_KEY),$(BIN)/pipeline verify "$(BUNDLE)" --public-key "$(PUBLIC_KEY)",$(PYTHON) -m pipeline.export.verify "$(BUNDLE)")
 
 .PHONY: sign
 sign: given-bundle given-key environment ## check a bundle and sign it (BUNDLE=runs/tiny/bundle KEY=key.pem)
@@ -70,7 +70,7 @@ lint: environment ## check format, style and types
 # BASE= BUILDER= TORCH_VARIANT= WHEELS= TORCH_INDEX_URL= CA= DEBIAN_MIRROR=, and for runs NETWORK= KEYS= KEYS_FILE= MODEL=
 export BASE BUILDER TORCH_VARIANT WHEELS TORCH_INDEX_URL CA DEBIAN_MIRROR BASE_IMAGE NETWORK KEYS KEYS_FILE MODEL
 export PHOTOS RECIPE
-CONTAINERS = @$(PYTHON) -m pipeline.containers
+CONTAINERS = @$(PYTHON) -m tools.images
 
 .PHONY: docker-build
 docker-build: ## build the images train, parity and artifacts (20 minutes on 2 cores the first time; TORCH_VARIANT=cuda)

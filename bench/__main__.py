@@ -13,9 +13,9 @@ from typing import NoReturn
 from bench import ladder, letterbox, predictors
 from bench.report import ladder_missed, letterbox_text, missed, predictor_text
 from pipeline.cli import RUNS, open_build, quieten
-from pipeline.errors import EXIT_FAIL, EXIT_INTERRUPTED, EXIT_PASS, EXIT_USAGE, UserError
-from pipeline.files import write_json
-from pipeline.provenance import machine, versions
+from pipeline.core.errors import EXIT_FAIL, EXIT_INTERRUPTED, EXIT_PASS, EXIT_USAGE, UserError
+from pipeline.core.files import write_json
+from pipeline.core.provenance import machine, versions
 
 RECIPE = Path("configs/tiny.yaml")
 """The floors are those of this recipe's model."""

@@ -20,15 +20,15 @@ from PIL import Image
 from rich.console import Console
 
 from bench.report import table
-from parity.lockstep import batches, observe, walk
-from parity.measure import measure
+from parity.compare.measure import measure
+from parity.compare.runner import batches, observe, walk
+from parity.compare.samples import spread
 from parity.run import open_run
-from parity.samples import spread
-from pipeline.build import Build
-from pipeline.errors import UserError
-from pipeline.files import sha256_bytes
-from pipeline.progress import Reporter
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_bytes
+from pipeline.core.progress import Reporter
 from pipeline.recipe import Recipe
+from pipeline.workflow.build import Build
 
 IMAGES = 96
 TURNS = 5

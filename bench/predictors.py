@@ -29,18 +29,18 @@ import numpy.typing as npt
 from llama_cpp import mtmd_cpp
 from PIL import Image
 
-from parity.predictors.llamacpp import LlamaCppPredictor
-from parity.samples import load_samples, spread
-from pipeline.bootstrap import llama_tool
-from pipeline.build import Build
+from parity.compare.samples import load_samples, spread
+from parity.engines.llamacpp import LlamaCppPredictor
 from pipeline.contract import Contract
-from pipeline.encoding import fed_bytes, make_encoder
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_bytes
 from pipeline.export.bundle import mmproj_name, text_name
 from pipeline.export.toolchain import ROOT
-from pipeline.files import sha256_bytes
-from pipeline.model.folder import load_tokenizer, read_geometry
-from pipeline.prediction import log_softmax, top_logits
+from pipeline.models.prediction import log_softmax, top_logits
+from pipeline.models.smolvlm.encoding import fed_bytes, make_encoder
+from pipeline.models.smolvlm.folder import load_tokenizer, read_geometry
+from pipeline.workflow.build import Build
+from tools.setup.bootstrap import llama_tool
 
 IMAGES = 40
 CLI_IMAGES = 8

@@ -10,7 +10,7 @@ import typer
 from pipeline.cli import RUNS, Assignments, Quiet, RecipePath, Runs, open_build, run_app
 
 if TYPE_CHECKING:
-    from parity.judgement import Verdict
+    from parity.judge.verdict import Verdict
 
 app = typer.Typer(
     help="Prove that the GGUF under llama.cpp answers as the Hugging Face model does.",
@@ -59,10 +59,10 @@ def run(
 ) -> None:
     from rich.console import Console
 
-    from parity.baseline import read_baseline
+    from parity.judge.baseline import read_baseline
+    from parity.report.screen import print_verdict
     from parity.run import Division
     from parity.run import run as run_job
-    from parity.screen import print_verdict
 
     if shard is not None and (shards is None or ray is not None):
         raise typer.BadParameter("one shard is one of --shards N, and not on Ray", param_hint="--shard")
@@ -126,11 +126,11 @@ def judge(
 ) -> None:
     from rich.console import Console
 
-    from parity.baseline import read_baseline
-    from parity.goldens import letterbox_gate
+    from parity.judge.baseline import read_baseline
+    from parity.judge.goldens import letterbox_gate
+    from parity.judge.judge import find_ladder, judge_runs, write_verdict
+    from parity.report.screen import print_verdict
     from parity.results import read_results
-    from parity.screen import print_verdict
-    from parity.verdict import find_ladder, judge_runs, write_verdict
     from pipeline.contract import DEFAULT_CONTRACT, Gate, load_contract, validate
 
     meant = load_contract(contract or DEFAULT_CONTRACT)
@@ -162,9 +162,9 @@ def diff(
 ) -> None:
     from rich.console import Console
 
-    from parity.diff import compare, print_comparison
     from parity.results import read_results
-    from pipeline.files import write_json
+    from parity.studies.diff import compare, print_comparison
+    from pipeline.core.files import write_json
 
     found = compare(read_results(a), read_results(b), (str(a), str(b)))
     if out:
@@ -181,11 +181,11 @@ def baseline(
     contract: ContractFile = None,
     ladder: LadderFile = None,
 ) -> None:
-    from parity.baseline import make_baseline, write_baseline
-    from parity.goldens import letterbox_gate
+    from parity.judge.baseline import make_baseline, write_baseline
+    from parity.judge.goldens import letterbox_gate
+    from parity.judge.judge import find_ladder
+    from parity.judge.judge import judge as judge_results
     from parity.results import read_results
-    from parity.verdict import find_ladder
-    from parity.verdict import judge as judge_results
     from pipeline.contract import DEFAULT_CONTRACT, load_contract
 
     ours, theirs = read_results(reference), read_results(candidate)
@@ -208,8 +208,8 @@ def swap(
 ) -> None:
     from rich.console import Console
 
-    from parity.attribution import print_matrix
-    from parity.swap import swap as make_matrix
+    from parity.studies.attribution import print_matrix
+    from parity.studies.swap import swap as make_matrix
 
     print_matrix(make_matrix(open_build(recipe, assignments, runs, quiet), samples, out), Console())
 
@@ -221,9 +221,10 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(help="Write the page alone, here, and leave the folder as it is.")] = None,
 ) -> None:
-    from parity.report import render_page, write_reports
+    from parity.report.files import write_reports
+    from parity.report.page import render_page
     from parity.report.saved import read_saved
-    from pipeline.files import write_text
+    from pipeline.core.files import write_text
 
     saved = read_saved(folder)
     parts = (saved.verdict, saved.reference, saved.candidate, saved.ladder, saved.image_of)
@@ -250,9 +251,9 @@ def selftest(
 ) -> None:
     from rich.console import Console
 
-    from parity.selftest.run import print_self_test
-    from parity.selftest.run import run as run_self_test
-    from pipeline.errors import EXIT_FAIL, EXIT_PASS
+    from parity.studies.selftest.plant import print_self_test
+    from parity.studies.selftest.plant import run as run_self_test
+    from pipeline.core.errors import EXIT_FAIL, EXIT_PASS
 
     done = run_self_test(open_build(recipe, assignments, runs, quiet), samples, only or ())
     print_self_test(done, Console())
@@ -275,8 +276,8 @@ def sweep(
 ) -> None:
     from rich.console import Console
 
-    from parity.sweep.job import parse_types, sweep_build
-    from parity.sweep.table import print_sweep
+    from parity.studies.sweep.job import parse_types, sweep_build
+    from parity.studies.sweep.table import print_sweep
     from pipeline.export.types import MmprojType, TextType
 
     texts, mmprojs = parse_types(text, TextType, "--text"), parse_types(mmproj, MmprojType, "--mmproj")

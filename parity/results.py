@@ -17,8 +17,8 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import UserError
-from pipeline.files import write_bytes
+from pipeline.core.errors import UserError
+from pipeline.core.files import write_bytes
 
 SYNC_SECONDS = 5.0
 """Longest stretch of finished work, in seconds, that a power cut can take back."""

@@ -15,25 +15,25 @@ from typing import Any
 
 from rich.console import Console
 
-from parity.baseline import Baseline
-from parity.goldens import letterbox_gate
-from parity.judgement import Verdict
-from parity.lockstep import CANDIDATE, LADDER, REFERENCE, answer_all, keep_worst, measure_floor, walk
-from parity.predictors import OpenSide, SideName
-from parity.predictors.sides import Order, Sides
+from parity.compare.ladder import Compared, NoiseFloor, read_ladder
+from parity.compare.runner import CANDIDATE, LADDER, REFERENCE, answer_all, keep_worst, measure_floor, walk
+from parity.compare.samples import Sample, load_samples
+from parity.engines import OpenSide, SideName
+from parity.engines.sides import Order, Sides
+from parity.judge.baseline import Baseline
+from parity.judge.goldens import letterbox_gate
+from parity.judge.judge import judge, write_verdict
+from parity.judge.verdict import Verdict
 from parity.results import read_results
-from parity.samples import Sample, load_samples
-from parity.stages import Compared, NoiseFloor, read_ladder
-from parity.verdict import judge, write_verdict
-from pipeline.build import Build
 from pipeline.contract import Contract, validate
+from pipeline.core.files import write_json
+from pipeline.core.progress import Reporter
+from pipeline.core.provenance import machine, versions
 from pipeline.evaluation import Answer, evaluate, write_evaluation
 from pipeline.export.bundle import MANIFEST, mmproj_name, text_name
 from pipeline.export.mlbom import Metric, model_bom
-from pipeline.files import write_json
-from pipeline.progress import Reporter
-from pipeline.provenance import machine, versions
-from pipeline.stages import Stage
+from pipeline.workflow.build import Build
+from pipeline.workflow.stage import Stage
 
 FOLDER = "parity"
 FILES: dict[SideName, str] = {"hf": REFERENCE, "llamacpp": CANDIDATE}
@@ -117,7 +117,7 @@ class Run:
 
         The run's folder is given free: the others' processes want it, and each shard has a lock of its own.
         """
-        from parity.shards import run_shard
+        from parity.compare.shards import run_shard
 
         work = self._divided(threads=None)
         if self.build.held:
@@ -126,7 +126,7 @@ class Run:
 
     def merge(self, shards: int) -> None:
         """Put the shards together."""
-        from parity.shards import merge_shards
+        from parity.compare.shards import merge_shards
 
         self._divided(threads=None)
         merge_shards(self.folder, shards, [sample.key for sample in self.samples])
@@ -134,7 +134,7 @@ class Run:
 
     def ray(self, division: "Division") -> None:
         """Do all shards on Ray and put them together."""
-        from parity.cluster import run_on_ray
+        from parity.compare.cluster import run_on_ray
 
         assert division.workers is not None
         run_on_ray(
@@ -144,7 +144,7 @@ class Run:
         self.keep_worst()
 
     def keep_worst(self) -> None:
-        """Save the tensors of the images that are farthest apart; see :func:`parity.lockstep.keep_worst`."""
+        """Save the tensors of the images that are farthest apart; see :func:`parity.compare.runner.keep_worst`."""
         _keep_worst(self.sides, self.samples, self.folder)
 
     def _divided(self, threads: int | None) -> partial[None]:
@@ -156,7 +156,7 @@ class Run:
 
     def judge(self, baseline: Baseline | None = None, with_ladder: bool = True) -> Verdict:
         """Judge what is there, and write the verdict, the reports and the bill of materials."""
-        from parity.report import write_reports
+        from parity.report.files import write_reports
 
         reference, candidate = (read_results(self.folder / name) for name in FILES.values())
         ladder = read_ladder(self.folder / LADDER) if with_ladder else None
@@ -187,7 +187,7 @@ def open_run(build: Build, fed_order: Order | None = None) -> Iterator[Run]:
 def _answer_hf(
     merged: Path, contract: Contract, dataset_sha256: str, samples: Sequence[Sample], path: Path, reporter: Reporter
 ) -> str:
-    from parity.predictors.hf import open_hf
+    from parity.engines.hf import open_hf
 
     answer_all(open_hf(merged, contract, dataset_sha256), samples, contract, path, reporter)
     return _score(path)
@@ -204,7 +204,7 @@ def _answer_llamacpp(
     path: Path,
     reporter: Reporter,
 ) -> str:
-    from parity.predictors.pair import open_llamacpp
+    from parity.engines.pair import open_llamacpp
 
     with open_llamacpp(merged, model, mmproj, contract, dataset_sha256, fed_order, tapped=False) as opened:
         answer_all(opened, samples, contract, path, reporter)
@@ -220,7 +220,7 @@ def _floor(
     path: Path,
     reporter: Reporter,
 ) -> str:
-    from parity.predictors.hf import open_hf
+    from parity.engines.hf import open_hf
 
     rounded = open_hf(merged, contract, dataset_sha256, "bfloat16")
     floor = measure_floor(exact().predictor, rounded.predictor, samples, contract, reporter)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.errors import EXIT_FAIL, EXIT_INTERRUPTED, EXIT_USAGE, CheckFailed, UserError
+from pipeline.core.errors import EXIT_FAIL, EXIT_INTERRUPTED, EXIT_USAGE, CheckFailed, UserError
 
 if TYPE_CHECKING:
-    from pipeline.build import Build
+    from pipeline.workflow.build import Build
 
 app = typer.Typer(
     help="Make a GGUF bundle from labelled photos: dataset, base model, fine-tuning, merge, export.",
@@ -61,10 +61,10 @@ def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: b
     """The run of a recipe file, ready to start. ``wait``: where another process has its folder, until that is done."""
     from rich.console import Console
 
-    from pipeline.build import Build
-    from pipeline.files import lock
-    from pipeline.progress import Reporter
+    from pipeline.core.files import lock
+    from pipeline.core.progress import Reporter
     from pipeline.recipe import load_recipe
+    from pipeline.workflow.build import Build
 
     image = container_image()
     loaded = load_recipe(recipe, tuple(assignments or ()))
@@ -111,11 +111,11 @@ def verify(
     bundle: Bundle,
     public_key: Annotated[Path | None, typer.Option(help="PEM file; the bundle must be signed by its owner.")] = None,
 ) -> None:
-    from pipeline.verify import report, verify_bundle
+    from pipeline.export.verify import report, verify_bundle
 
     lines = verify_bundle(bundle)
     if public_key:
-        from pipeline.signing import verify_signature
+        from pipeline.export.signing import verify_signature
 
         lines.append(verify_signature(bundle, public_key))
     typer.echo(report(bundle, lines))
@@ -126,7 +126,7 @@ def sign(
     bundle: Bundle,
     key: Annotated[Path, typer.Option(help="PEM file with an elliptic-curve private key.", show_default=False)],
 ) -> None:
-    from pipeline.signing import sign_bundle
+    from pipeline.export.signing import sign_bundle
 
     sign_bundle(bundle, key)
     typer.echo(f"{bundle / 'model.sig'}: signs every other file of the bundle")
@@ -141,7 +141,7 @@ def letterbox(
     import io
 
     from pipeline.contract import DEFAULT_CONTRACT, load_contract
-    from pipeline.files import write_bytes
+    from pipeline.core.files import write_bytes
     from pipeline.letterbox import letterbox_file
 
     result = letterbox_file(photo, load_contract(contract or DEFAULT_CONTRACT))
@@ -175,7 +175,7 @@ def quieten() -> None:
 
 
 def run_app(command: typer.Typer) -> None:
-    """Run a command line; a user's mistake prints one sentence, never a traceback. Exit codes: ``pipeline.errors``."""
+    """Run a command line; a user's mistake prints one sentence, never a traceback. Exit codes: ``core/errors.py``."""
     import signal
     import sys
 

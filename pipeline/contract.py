@@ -14,8 +14,8 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipeline.errors import UserError
-from pipeline.files import canonical_json, sha256_bytes
+from pipeline.core.errors import UserError
+from pipeline.core.files import canonical_json, sha256_bytes
 
 DEFAULT_CONTRACT = Path(__file__).parent.parent / "android_fixtures" / "contract.json"
 

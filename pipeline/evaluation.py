@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 from rich.cells import cell_len, set_cell_size
 
-from pipeline.errors import UserError
-from pipeline.files import write_bytes, write_json, write_text
+from pipeline.core.errors import UserError
+from pipeline.core.files import write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

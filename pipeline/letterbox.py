@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from pipeline.contract import Contract, ImageContract
-from pipeline.errors import UserError
-from pipeline.files import sha256_bytes
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_bytes
 
 PHONE = Contract()
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")  # what Android and Pillow both decode

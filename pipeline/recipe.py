@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from pipeline.contract import Contract, Frozen, validate
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.export.types import MmprojType, TextType
 
 Part = Literal["frozen", "lora", "full"]

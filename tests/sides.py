@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from parity.judgement import GateResult, Verdict
+from parity.compare.ladder import Ladder, LadderHeader, Measured, NoiseFloor, Spread
+from parity.judge.verdict import GateResult, Verdict
 from parity.results import Header, Results, Row
-from parity.stages import Ladder, LadderHeader, Measured, NoiseFloor, Spread
 from pipeline.contract import Contract
-from pipeline.files import sha256_bytes
-from pipeline.provenance import digest
+from pipeline.core.files import sha256_bytes
+from pipeline.core.provenance import digest
 
 FIVE = Contract()
 TWO = Contract(labels=("day", "night"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bootstrap import read_lock
+from tools.setup.bootstrap import read_lock
 
 ROOT = Path(__file__).parent.parent
 # What differs between the two builds of torch.

@@ -17,22 +17,22 @@ from cyclonedx.validation.json import JsonStrictValidator
 from PIL import Image
 
 import pipeline.letterbox as letterbox_module
-from parity.goldens import letterbox_gate
-from parity.judgement import Verdict
-from parity.lockstep import answer_all
-from parity.predictors import OpenSide
-from parity.predictors.llamacpp import LlamaCppPredictor
+from parity.compare.ladder import read_ladder
+from parity.compare.runner import answer_all
+from parity.compare.samples import Sample, load_samples
+from parity.engines import OpenSide
+from parity.engines.llamacpp import LlamaCppPredictor
+from parity.judge.goldens import letterbox_gate
+from parity.judge.judge import judge
+from parity.judge.verdict import Verdict
 from parity.results import Header, read_results
-from parity.samples import Sample, load_samples
-from parity.stages import read_ladder
-from parity.verdict import judge
 from pipeline.contract import Contract, ImageContract
-from pipeline.encoding import Encoder, make_encoder
+from pipeline.core.progress import Reporter
+from pipeline.export.verify import verify_bundle
 from pipeline.letterbox import letterbox
-from pipeline.model.embedded import build_tokenizer
-from pipeline.model.folder import load_tokenizer, read_geometry
-from pipeline.progress import Reporter
-from pipeline.verify import verify_bundle
+from pipeline.models.smolvlm.embedded import build_tokenizer
+from pipeline.models.smolvlm.encoding import Encoder, make_encoder
+from pipeline.models.smolvlm.folder import load_tokenizer, read_geometry
 
 ROOT = Path(__file__).parent.parent
 RECIPE = """
@@ -498,7 +498,7 @@ def test_errors_are_listed_with_pictures_that_exist(run: Path) -> None:
 
 
 def test_two_runs_in_one_folder_are_kept_apart(place: Path) -> None:
-    from pipeline.files import lock
+    from pipeline.core.files import lock
 
     with lock(place / "runs" / "small"):
         result = command("parity", "run", "small.yaml", cwd=place)

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from parity.judgement import GateResult, Verdict
+from parity.compare.ladder import RUNGS
+from parity.judge.verdict import GateResult, Verdict
 from parity.report.rows import Pair, margin
-from parity.stages import RUNGS
 
 
 def nice_step(span: float, steps: int) -> float:

@@ -15,13 +15,13 @@ from typing import Any
 
 import jinja2
 
-from parity.judgement import Verdict, display_name
+from parity.compare.ladder import RUNGS, Ladder
+from parity.judge.verdict import Verdict, display_name
 from parity.report.drawing import axis, scatter, steps
 from parity.report.pictures import Budget, ImageOf, Pictures, collect, counted
 from parity.report.provenance import provenance
 from parity.report.rows import KINDS, NO_ANSWER, Kind, Pair, columns, pair_up, probabilities
 from parity.results import Results
-from parity.stages import RUNGS, Ladder
 
 FLIP_CARDS = 200
 """Flips written out in the HTML; the list of all images has the others."""

@@ -16,8 +16,8 @@ from PIL import Image
 
 from parity.report.rows import Pair
 from parity.results import Header
+from pipeline.core.files import sha256_bytes
 from pipeline.dataset.records import STORED_FORMATS, in_parallel
-from pipeline.files import sha256_bytes
 
 Saw = Literal["c", "s", "o"]
 """The canvas; the canvas with R and B swapped; other bytes."""

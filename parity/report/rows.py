@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from parity.gates.limits import Limits, limits_of, parted_at
-from parity.judgement import Rung, Verdict, display_name
+from parity.compare.ladder import RUNGS, Ladder, Measured
+from parity.judge.gates.limits import Limits, limits_of, parted_at
+from parity.judge.verdict import Rung, Verdict, display_name
 from parity.results import Results, Row
-from parity.stages import RUNGS, Ladder, Measured
 from pipeline.contract import Gate
 
 Kind = Literal["same", "lost", "won", "other"]

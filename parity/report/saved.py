@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from parity.judgement import Verdict
+from parity.compare.ladder import Ladder
+from parity.judge.judge import find_ladder
+from parity.judge.verdict import Verdict
 from parity.results import Results, read_results
-from parity.stages import Ladder
-from parity.verdict import find_ladder
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from parity import judgement, results
-from parity.judgement import Verdict
+from parity import results
+from parity.judge import verdict as judgement
+from parity.judge.verdict import Verdict
 
 SCHEMA = Path(__file__).parent / "verdict.schema.json"
 
@@ -57,6 +58,6 @@ def _documents() -> dict[str, dict[str, str]]:
 
 
 if __name__ == "__main__":
-    from pipeline.files import write_json
+    from pipeline.core.files import write_json
 
     write_json(SCHEMA, verdict_schema())

@@ -8,7 +8,7 @@ toolkit does.
 import re
 from collections.abc import Sequence
 
-from parity.judgement import Flip, GateResult, Verdict, display_name
+from parity.judge.verdict import Flip, GateResult, Verdict, display_name
 
 MAX_BYTES = 1 << 20
 """What GitHub shows of a step's summary; a longer one is refused whole."""

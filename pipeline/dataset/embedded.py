@@ -14,11 +14,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.contract import Contract
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_folder, sha256_bytes
 from pipeline.dataset.records import Dataset, Problems, Progress, Record, in_parallel
 from pipeline.dataset.textures import MAX_GENERIC, NAMED, Array, Stream, fbm, generic
 from pipeline.dataset.writing import check_target, store_image, write_dataset
-from pipeline.errors import UserError
-from pipeline.files import atomic_folder, sha256_bytes
 from pipeline.letterbox import letterbox
 
 DIFFICULTY = 0.1

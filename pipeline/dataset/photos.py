@@ -11,10 +11,10 @@ from collections import defaultdict
 from pathlib import Path
 
 from pipeline.contract import Contract
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_folder, sha256_bytes
 from pipeline.dataset.records import Dataset, Entry, Problems, Progress, Record, in_parallel, path_inside, read_entries
 from pipeline.dataset.writing import check_target, store_image, write_dataset
-from pipeline.errors import UserError
-from pipeline.files import atomic_folder, sha256_bytes
 from pipeline.letterbox import letterbox_file
 
 NOT_DECODED = (".heic", ".heif", ".tif", ".tiff")  # better an error that says so than a photo left out

@@ -26,8 +26,8 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.contract import Contract
-from pipeline.errors import UserError
-from pipeline.files import canonical_json, sha256_bytes
+from pipeline.core.errors import UserError
+from pipeline.core.files import canonical_json, sha256_bytes
 
 Progress = Callable[[int, int], None]
 """Called with images done and images in all."""

@@ -13,8 +13,8 @@ the image that came nearest. When the class grows, that one image may go back to
 from collections import defaultdict
 from collections.abc import Mapping
 
-from pipeline.errors import UserError
-from pipeline.files import sha256_bytes
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_bytes
 
 
 def draw(content: str, seed: int) -> float:

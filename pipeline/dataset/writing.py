@@ -11,6 +11,8 @@ from typing import Any
 from PIL import Image
 
 from pipeline.contract import Contract
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_bytes, write_json
 from pipeline.dataset.records import (
     SCHEMA_VERSION,
     SPLITS,
@@ -21,8 +23,6 @@ from pipeline.dataset.records import (
     stored_settings,
 )
 from pipeline.dataset.split import validation_part
-from pipeline.errors import UserError
-from pipeline.files import sha256_bytes, write_json
 
 OWN_NAMES = {"images", "train.json", "val.json", "metadata.json"}
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

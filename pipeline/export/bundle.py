@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.files import atomic_folder, sha256_file, write_json
+from pipeline.core.provenance import machine, versions
 from pipeline.export.half import Exporter
-from pipeline.files import atomic_folder, sha256_file, write_json
-from pipeline.provenance import machine, versions
 from pipeline.recipe import Recipe
 
 CONTRACT = "contract.json"

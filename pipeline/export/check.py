@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.contract import Contract
-from pipeline.errors import CheckFailed
+from pipeline.core.errors import CheckFailed
+from pipeline.core.files import canonical_json, sha256_bytes
 from pipeline.export.convert import KEY_ADD_BOS, KEY_CONTRACT, KEY_RECIPE
 from pipeline.export.toolchain import load_gguf
 from pipeline.export.types import MATRIX_TYPES, MmprojType, TextType
-from pipeline.files import canonical_json, sha256_bytes
-from pipeline.model.folder import read_geometry
+from pipeline.models.smolvlm.folder import read_geometry
 
 
 def _weights(model: Path) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CheckFailed
+from pipeline.core.errors import CheckFailed
 from pipeline.export.toolchain import LlamaLog, load_gguf, source_tree
 from pipeline.export.types import MmprojType, TextType
 

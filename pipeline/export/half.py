@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.contract import Contract
+from pipeline.core.provenance import weights_digest
 from pipeline.export.check import check_mmproj, check_text
 from pipeline.export.convert import (
     KEY_ADD_BOS,
@@ -15,7 +16,6 @@ from pipeline.export.convert import (
     convert_mmproj,
     convert_text,
 )
-from pipeline.provenance import weights_digest
 
 Half = Literal["text", "mmproj"]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from pipeline.provenance import digest
+from pipeline.core.provenance import digest
 
 PROJECT = "android-vlm-parity"
 

@@ -1,7 +1,7 @@
 """The pinned llama.cpp: where its source tree lies, and its ``gguf`` package.
 
 Converter, ``gguf`` package and runtime all come from one archive (llama-cpp-python's source distribution), because each
-changes the file format with the others. ``pipeline/bootstrap.py`` unpacks it.
+changes the file format with the others. ``tools/setup/bootstrap.py`` unpacks it.
 """
 
 import functools
@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.bootstrap import llama_cpp_source
+from tools.setup.bootstrap import llama_cpp_source
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -9,7 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
-from pipeline.files import sha256_file, write_json
+from pipeline.core.files import sha256_file, write_json
 
 MARKER = "complete.json"
 

@@ -21,10 +21,10 @@ import numpy.typing as npt
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from pipeline.encoding import IGNORE, Encoder, fed_bytes
-from pipeline.files import atomic_folder, write_json
-from pipeline.inference import HfPredictor, embed, encode
-from pipeline.model.lora import attach
+from pipeline.core.files import atomic_folder, write_json
+from pipeline.models.smolvlm.encoding import IGNORE, Encoder, fed_bytes
+from pipeline.models.smolvlm.inference import HfPredictor, embed, encode
+from pipeline.models.smolvlm.lora import attach
 from pipeline.recipe import TrainSettings
 from pipeline.training import checkpoints
 

@@ -11,9 +11,9 @@ import pytest
 from docker.errors import DockerException
 from images import ROOT, SETTINGS, Running, build_inputs, copied_project, run, watch
 
-from pipeline.containers.build import IMAGES, image_name
-from pipeline.containers.engine import Engine, find_engine
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
+from tools.images.build import IMAGES, image_name
+from tools.images.engine import Engine, find_engine
 
 
 @pytest.fixture(scope="session", autouse=True)

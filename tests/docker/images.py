@@ -17,9 +17,9 @@ from typing import Any
 import docker
 from docker.models.containers import Container
 
-from pipeline.containers.base import find_mirror
-from pipeline.containers.build import folder, image_name
-from pipeline.containers.pins import read_pins
+from tools.images.build import folder, image_name
+from tools.images.debian_base import find_mirror
+from tools.images.pins import read_pins
 
 ROOT = Path(__file__).parents[2]
 # 69 pictures to train on: 18 steps with a checkpoint every 2.
@@ -36,9 +36,9 @@ SECONDS = 300
 
 
 def start(*arguments: str | Path, root: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
-    """Start `python3 -m pipeline.containers` as make does, in a process group of its own, without a terminal."""
+    """Start `python3 -m tools.images` as make does, in a process group of its own, without a terminal."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.containers", *map(str, arguments)],
+        [sys.executable, "-m", "tools.images", *map(str, arguments)],
         cwd=root, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **variables}, text=True, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip

@@ -12,9 +12,9 @@ import pytest
 from images import Running
 
 from parity.results import read_results
-from pipeline.containers.build import image_name
 from pipeline.contract import Contract
-from pipeline.files import sha256_file
+from pipeline.core.files import sha256_file
+from tools.images.build import image_name
 
 
 @pytest.fixture(scope="module")

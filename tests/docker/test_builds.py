@@ -18,13 +18,13 @@ import pytest
 from docker.errors import ImageNotFound
 from images import build_log_steps, run
 
-from pipeline.containers.base import find_mirror
-from pipeline.containers.build import NAME, Built, Options, _base_tag, build, folder
-from pipeline.containers.digest import content_digest, differences, image_tree
-from pipeline.containers.engine import Engine, find_engine
-from pipeline.containers.pins import read_pins, write_pins
-from pipeline.errors import UserError
-from pipeline.native import Console
+from pipeline.core.errors import UserError
+from tools.images.build import NAME, Built, Options, _base_tag, build, folder
+from tools.images.debian_base import find_mirror
+from tools.images.digest import content_digest, differences, image_tree
+from tools.images.engine import Engine, find_engine
+from tools.images.pins import read_pins, write_pins
+from tools.setup.native import Console
 
 TAG = "test"
 Make = Callable[..., Built]

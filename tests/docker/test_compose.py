@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.containers.build import IMAGES, image_name
-from pipeline.containers.engine import Engine
+from tools.images.build import IMAGES, image_name
+from tools.images.engine import Engine
 
 
 @pytest.fixture

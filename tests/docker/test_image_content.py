@@ -6,7 +6,7 @@ import docker
 import pytest
 from images import exported_files
 
-from pipeline.containers.build import IMAGES, image_name
+from tools.images.build import IMAGES, image_name
 
 UNWANTED = re.compile(
     r"(inputs|src|build|opt/build)(/.*)?"

@@ -7,8 +7,8 @@ from pathlib import Path
 import docker
 from images import ROOT, Running, look
 
-from pipeline.containers.build import image_name
-from pipeline.containers.running import ORDINARY
+from tools.images.build import image_name
+from tools.images.running import ORDINARY
 
 
 def test_the_engine_was_asked_for_as_few_rights_as_can_be(trained: Running) -> None:
@@ -88,7 +88,7 @@ def test_the_keys_reach_the_process(trained: Running) -> None:
 
 
 def test_the_keys_are_nowhere_else_while_it_runs(trained: Running) -> None:
-    assert "pipeline.containers" in trained.command_lines, "the command lines were read"
+    assert "tools.images" in trained.command_lines, "the command lines were read"
     for value in trained.tokens.values():
         assert value not in str(trained.attributes), "docker inspect"
         assert value not in trained.command_lines, "a command line"

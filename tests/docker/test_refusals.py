@@ -9,8 +9,8 @@ import pytest
 from docker.types import Mount
 from images import ROOT, SETTINGS, run_image
 
-from pipeline.containers.build import image_name
-from pipeline.containers.running import ORDINARY
+from tools.images.build import image_name
+from tools.images.running import ORDINARY
 
 USER = "{}:{}".format(*ORDINARY)
 TMP = {"/tmp": "rw,mode=1777"}

@@ -14,7 +14,7 @@ import docker
 import pytest
 from images import ROOT, SETTINGS, Running, container_name, end, interrupt, lines_until, start, wait_for
 
-from pipeline.files import sha256_file
+from pipeline.core.files import sha256_file
 
 STEPS = 18
 """In all; a checkpoint every second one."""
@@ -140,7 +140,7 @@ def test_the_end_is_the_same_to_the_byte(stopped: dict[str, Stopped], runs: Path
 def test_ctrl_c_in_a_terminal_is_heard_inside(client: docker.DockerClient, tmp_path: Path) -> None:
     """There the engine's client hands the key on and not a signal; and the progress is a live bar."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "pipeline.containers", "train", "--no-build", "--runs", str(tmp_path), *SETTINGS]
+    command = [sys.executable, "-m", "tools.images", "train", "--no-build", "--runs", str(tmp_path), *SETTINGS]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     ) as process:

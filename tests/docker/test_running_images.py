@@ -9,10 +9,10 @@ import docker
 import pytest
 from images import ROOT, Running, run
 
-from pipeline.containers.build import image_name
-from pipeline.containers.digest import content_digest, image_tree
-from pipeline.containers.engine import Engine
-from pipeline.verify import verify_bundle
+from pipeline.export.verify import verify_bundle
+from tools.images.build import image_name
+from tools.images.digest import content_digest, image_tree
+from tools.images.engine import Engine
 
 
 def test_the_images_are_of_this_code(client: docker.DockerClient) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from parity.results import Header, ResultsWriter, Row, read_results
-from pipeline.errors import UserError
-from pipeline.files import sha256_bytes
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_bytes
 
 
 def header(**changes: object) -> Header:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.contract import DEFAULT_CONTRACT, Contract, Runtime, load_contract, validate
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 FIVE = ("water", "land", "fire", "wood", "metal")
 FORTY = tuple(f"kind number {number:02d}" for number in range(40))

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import accuracy_score, classification_report
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_bytes, sha256_file
 from pipeline.evaluation import (
     Answer,
     Evaluation,
@@ -22,7 +23,6 @@ from pipeline.evaluation import (
     evaluation_text,
     write_evaluation,
 )
-from pipeline.files import sha256_bytes, sha256_file
 
 FIVE = ("water", "land", "fire", "wood", "metal")
 ODD = ("$x^2$", "물고기", "a label of very many words indeed")
@@ -133,7 +133,7 @@ def test_the_picture_shows_the_matrix(labels: tuple[str, ...]) -> None:
 def test_the_picture_does_not_follow_the_users_matplotlibrc(tmp_path: Path) -> None:
     code = (
         "from pipeline.evaluation import Answer, confusion_png, evaluate;"
-        "from pipeline.files import sha256_bytes;"
+        "from pipeline.core.files import sha256_bytes;"
         "one = Answer(image_id='a', image_path='a.png', truth='x', label='y');"
         "print(sha256_bytes(confusion_png(evaluate([one], ('x', 'y')))))"
     )

@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, ImageOps
 
 import pipeline.letterbox
 from pipeline.contract import Contract
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.letterbox import letterbox, letterbox_file, open_photo, scaled_size
 
 GOLDENS = Path(__file__).parents[2] / "android_fixtures" / "goldens"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.letterbox import FLAGS, letterbox_file, open_photo
 
 GOLDENS = Path(__file__).parents[2] / "android_fixtures" / "goldens" / "files"

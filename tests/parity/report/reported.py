@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 from sides import ladder_of, results
 
-from parity.judgement import Verdict
+from parity.compare.ladder import Ladder
+from parity.judge.judge import judge
+from parity.judge.verdict import Verdict
 from parity.results import Results
-from parity.stages import Ladder
-from parity.verdict import judge
 from pipeline.contract import Contract
-from pipeline.files import sha256_bytes
+from pipeline.core.files import sha256_bytes
 
 HOSTILE_LABEL = '"><img src=x onerror=hacked=1>'
 HOSTILE_ID = "</script><img src=x onerror=hacked=2>"
@@ -112,8 +112,8 @@ def save(made: Reported, root: Path) -> Path:
     """Write a run's folder as ``parity run`` leaves it; returns it."""
     import json
 
-    from parity.stages import LadderWriter
-    from parity.verdict import write_verdict
+    from parity.compare.ladder import LadderWriter
+    from parity.judge.judge import write_verdict
 
     parity = root / "parity"
     parity.mkdir(parents=True)

@@ -16,11 +16,11 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from reported import COLOURS, HOSTILE_ID, HOSTILE_LABEL, HOSTILE_TEXT, Reported, failing, many, passing
 from sides import FIVE, FORTY, change_header, change_rows, noisy, pair, results, right, spoil
 
-from parity.judgement import Verdict
-from parity.report import render_page
+from parity.compare.ladder import RUNGS
+from parity.judge.judge import judge, judge_runs
+from parity.judge.verdict import Verdict
+from parity.report.page import render_page
 from parity.results import Results, Row
-from parity.stages import RUNGS
-from parity.verdict import judge, judge_runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: apt-get install chromium")

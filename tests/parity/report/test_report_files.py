@@ -15,14 +15,14 @@ from sides import FIVE, pair, results, right, spoil
 from typer.testing import CliRunner
 
 from parity.cli import app
-from parity.report import annotations, summary, write_reports
+from parity.judge.judge import judge
+from parity.report.files import write_reports
 from parity.report.junit import junit_xml
 from parity.report.saved import read_saved
 from parity.report.schema import SCHEMA, verdict_schema
-from parity.report.summary import escape
-from parity.verdict import judge
+from parity.report.summary import annotations, escape, summary
 from pipeline.contract import Contract, Gate
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 # What Jenkins' junit-10.xsd and Surefire's surefire-test-report.xsd both allow: attributes, and children in order with
 # how many there may be.

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.contract import Contract, ImageContract
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_bytes
 from pipeline.dataset.embedded import DIFFICULTY, make_embedded, photo
 from pipeline.dataset.records import Record, load_rgb, read_dataset
-from pipeline.errors import UserError
-from pipeline.files import sha256_bytes
 
 ELEMENTS = Contract().labels
 # Of photos 0/0 at difficulty 0.5. A machine that gives others would train on other data under the same recipe.

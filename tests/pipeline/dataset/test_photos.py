@@ -12,10 +12,10 @@ from pictures import picture, save
 from PIL import Image
 
 from pipeline.contract import Contract, ImageContract
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_file
 from pipeline.dataset.photos import import_photos
 from pipeline.dataset.records import load_rgb, read_dataset
-from pipeline.errors import UserError
-from pipeline.files import sha256_file
 from pipeline.letterbox import letterbox
 
 

@@ -13,9 +13,9 @@ from pictures import picture, save
 from PIL import Image, PngImagePlugin
 
 from pipeline.contract import Contract, ImageContract
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_bytes, sha256_file
 from pipeline.dataset.records import load_rgb, read_dataset
-from pipeline.errors import UserError
-from pipeline.files import sha256_bytes, sha256_file
 
 Lists = dict[str, list[dict[str, Any]]]
 

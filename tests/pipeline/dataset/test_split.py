@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_bytes
 from pipeline.dataset.split import draw, validation_part
-from pipeline.errors import UserError
-from pipeline.files import sha256_bytes
 
 LABELS = ("water", "land", "fire", "wood", "metal")
 

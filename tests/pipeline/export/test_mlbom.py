@@ -11,8 +11,8 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
+from pipeline.core.files import canonical_json, sha256_bytes, sha256_file
 from pipeline.export.mlbom import Metric, model_bom
-from pipeline.files import canonical_json, sha256_bytes, sha256_file
 from pipeline.recipe import Recipe
 
 METRICS = [

@@ -13,9 +13,9 @@ import torch
 from train_once import GEOMETRY
 
 from pipeline.contract import Contract
-from pipeline.encoding import IGNORE, Encoder, make_encoder
-from pipeline.files import sha256_file
-from pipeline.model.embedded import build_model, build_tokenizer
+from pipeline.core.files import sha256_file
+from pipeline.models.smolvlm.embedded import build_model, build_tokenizer
+from pipeline.models.smolvlm.encoding import IGNORE, Encoder, make_encoder
 from pipeline.training import checkpoints
 from pipeline.training.train import answer_loss, collate
 

@@ -12,9 +12,9 @@ import numpy as np
 import transformers
 
 from pipeline.contract import Contract
-from pipeline.encoding import make_encoder
-from pipeline.model.embedded import build_model, build_tokenizer
-from pipeline.model.folder import VisionGeometry
+from pipeline.models.smolvlm.embedded import build_model, build_tokenizer
+from pipeline.models.smolvlm.encoding import make_encoder
+from pipeline.models.smolvlm.folder import VisionGeometry
 from pipeline.recipe import TrainSettings
 from pipeline.training.train import Example, train
 

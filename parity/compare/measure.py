@@ -1,0 +1,112 @@
+"""Holds both sides of an image against each other, stage by stage, and sums up what rounding alone does."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import numpy as np
+import numpy.typing as npt
+
+from parity.compare.ladder import Measured, NoiseFloor, Spread
+from parity.results import Row
+from pipeline.models.prediction import Taps
+
+
+def measure(reference: tuple[Row, Taps], candidate: tuple[Row, Taps], decoded_equal: bool | None) -> Measured:
+    """Hold both sides of one image against each other, stage by stage."""
+    (ours, a), (theirs, b) = reference, candidate
+    first = next((i for i, (x, y) in enumerate(zip_longest(a.prompt_ids, b.prompt_ids)) if x != y), None)
+    tiles_bytes, tiles_share, tiles_floats = _compare_tiles(a, b)
+    error, cosine = _compare_embeddings(a.embeddings, b.embeddings)
+    kl, largest = _compare_logits(a.log_probs, b.log_probs)
+    return Measured(
+        key=ours.key,
+        image_id=ours.image_id,
+        decoded_equal=decoded_equal,
+        pixels_equal=ours.rgb_sha256 == theirs.rgb_sha256,
+        tiles=(len(a.tiles), len(b.tiles)),
+        tiles_bytes=tiles_bytes,
+        tiles_bytes_share=tiles_share,
+        tiles_floats=tiles_floats,
+        tokens_equal=first is None,
+        tokens_first=first,
+        embeddings_error=error,
+        embeddings_cosine=cosine,
+        logits_kl=kl,
+        logits_kl_labels=_labels_kl(ours, theirs),
+        logits_top1_equal=bool(a.log_probs.argmax() == b.log_probs.argmax()),
+        logits_max=largest,
+        generated_equal=ours.generated_token_ids == theirs.generated_token_ids,
+        label_equal=ours.label == theirs.label,
+    )
+
+
+def tile_bytes(taps: Taps) -> npt.NDArray[np.uint8]:
+    """The pictures as bytes again, [tiles, 3, tile, tile]: each side's normalization undone with its own numbers."""
+    mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (taps.mean, taps.std))
+    levels = np.rint((np.stack(list(taps.tiles)) * std + mean) * np.float32(255))
+    return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+def _compare_tiles(a: Taps, b: Taps) -> tuple[int | None, float | None, float | None]:
+    """(largest difference of a byte, share of bytes that differ, largest difference of a float)."""
+    if [tile.shape for tile in a.tiles] != [tile.shape for tile in b.tiles]:
+        return None, None, None
+    if all(np.array_equal(x, y) for x, y in zip(a.tiles, b.tiles, strict=True)):
+        return 0, 0.0, 0.0  # the usual case, and much quicker than turning floats into bytes
+    apart = np.abs(tile_bytes(a).astype(np.int16) - tile_bytes(b))
+    floats = max(float(np.abs(x - y).max()) for x, y in zip(a.tiles, b.tiles, strict=True))
+    return int(apart.max()), float((apart > 0).mean()), floats
+
+
+def _compare_embeddings(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> tuple[float | None, float | None]:
+    """(relative error, smallest cosine)."""
+    if a.shape != b.shape:
+        return None, None
+    with np.errstate(all="ignore"):  # zeros and infinities give NaN, which is written as null and fails the gate
+        error = np.linalg.norm(b - a) / np.linalg.norm(a)
+        cosine = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+    return float(error), float(cosine.min())
+
+
+def _compare_logits(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """(KL divergence of b from a, largest difference in standard deviations of a)."""
+    if a.shape != b.shape:
+        return None, None
+    apart = a - b
+    with np.errstate(all="ignore"):
+        kl = float(np.exp(a) @ apart)
+        # A log-probability is a logit less a constant, and both constants go with the mean.
+        apart -= apart.mean()
+        largest = float(np.abs(apart).max() / a.std())
+    return max(kl, 0.0) if kl == kl else kl, largest
+
+
+def _labels_kl(a: Row, b: Row) -> float | None:
+    """KL divergence over the labels, each side's probabilities made to sum to 1."""
+    if not a.label_logprobs or a.label_logprobs.keys() != b.label_logprobs.keys():
+        return None
+    pairs = [(x, b.label_logprobs[label]) for label, x in a.label_logprobs.items()]
+    if any(value is None for pair in pairs for value in pair):
+        return float("nan")
+    p, q = (np.array(side, np.float64) for side in zip(*pairs, strict=True))
+    p, q = p - np.logaddexp.reduce(p), q - np.logaddexp.reduce(q)
+    return max(float(np.exp(p) @ (p - q)), 0.0)
+
+
+def noise_floor(measured: Sequence[Measured]) -> NoiseFloor:
+    """Sum up comparisons of float32 with bfloat16, at least one."""
+
+    def spread(name: str) -> Spread:
+        values = [value for row in measured if (value := getattr(row, name)) is not None]
+        median, p95, largest = np.quantile(np.asarray(values, np.float64), (0.5, 0.95, 1.0)).tolist()
+        return Spread(median=median, p95=p95, largest=largest)
+
+    return NoiseFloor(
+        samples=len(measured),
+        embeddings_error=spread("embeddings_error"),
+        logits_kl=spread("logits_kl"),
+        logits_kl_labels=spread("logits_kl_labels"),
+        logits_max=spread("logits_max"),
+        generated_differ=sum(not row.generated_equal for row in measured),
+        labels_differ=sum(not row.label_equal for row in measured),
+    )

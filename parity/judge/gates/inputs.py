@@ -1,0 +1,236 @@
+"""What the two sides were given: contract, dataset, model, engine, pixels, tokens."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+from parity.compare.ladder import Ladder
+from parity.judge.gates.common import Pair, greatest, named, result, short
+from parity.judge.verdict import GateResult
+from parity.results import Header, Results
+from pipeline.contract import Contract
+from pipeline.export.types import MATRIX_TYPES
+
+LLAMA_KEYS = ("llama-cpp-python", "llama_commit")
+"""The versions that say which llama.cpp a side knows."""
+
+
+def provenance(ours: Header, theirs: Header, contract: Contract) -> GateResult:
+    """Both sides mean the contract given, the same dataset, the same weights and the same llama.cpp."""
+    same = [f"contract {short(contract.digest)}", f"dataset {short(ours.dataset_sha256)}"]
+    for side in (ours, theirs):
+        if side.contract_sha256 != contract.digest:
+            return result(
+                "provenance",
+                "red",
+                f"{side.side} ran under contract {short(side.contract_sha256)}, the one given is"
+                f" {short(contract.digest)}",
+                "the contract was changed after that side had run, or the wrong contract was given",
+                f"run {side.side} again under this contract, or judge with the contract it ran under",
+            )
+    if ours.dataset_sha256 != theirs.dataset_sha256:
+        return result(
+            "provenance",
+            "red",
+            f"{ours.side} ran on dataset {short(ours.dataset_sha256)}, {theirs.side} on {short(theirs.dataset_sha256)}",
+            "the dataset was made again or changed between the two runs",
+            "run both sides on the same dataset",
+        )
+    if ours.weights_sha256 and theirs.weights_sha256:
+        if ours.weights_sha256 != theirs.weights_sha256:
+            return result(
+                "provenance",
+                "red",
+                f"{ours.side}'s files were made from weights {short(ours.weights_sha256)}, {theirs.side}'s from"
+                f" {short(theirs.weights_sha256)}",
+                "one side has the files of another training",
+                f"export the weights that {ours.side} ran, and run {theirs.side} again",
+            )
+        same.append(f"weights {short(ours.weights_sha256)}")
+    for key in LLAMA_KEYS:
+        a, b = ours.versions.get(key), theirs.versions.get(key)
+        if a and b and a != b:
+            return result(
+                "provenance",
+                "red",
+                f"{ours.side} was made with {key} {a}, {theirs.side} with {key} {b}",
+                "llama.cpp was changed between the two runs",
+                "build both from the one pinned llama.cpp, and run the older side again",
+            )
+        if a and b:
+            same.append(f"{key} {a}")
+    return result("provenance", "green", "the same on both sides: " + ", ".join(same))
+
+
+def runtime(theirs: Header, contract: Contract, ladder: Ladder | None = None) -> GateResult:
+    """The candidate's engine is set up as the contract's ``runtime`` has it, and runs files of the types exported.
+
+    As far as its header says; the types exported stand in the ladder's.
+    """
+    if ladder and (odd := _odd_types(theirs, ladder)):
+        half, found, declared = odd
+        return result(
+            "runtime",
+            "red",
+            f"{theirs.side}'s {half} half has matrices of {found}, and {declared} was exported",
+            f"{theirs.side} ran another file than the bundle's, or one that was quantized again",
+            f"give {theirs.side} the bundle's own files, or export {found} and judge that",
+        )
+    wanted: dict[str, Any] = contract.runtime.model_dump(mode="json", exclude={"n_threads"})
+    stated = {key: theirs.runtime[key] for key in wanted if key in theirs.runtime}
+    if not stated:
+        return result("runtime", "not measured", f"{theirs.side}'s results say nothing of how an engine was set up")
+    wrong = [key for key, value in stated.items() if value != wanted[key]]
+    if "n_batch" in wrong and _batch(wanted | stated) == _batch(wanted):
+        wrong.remove("n_batch")
+    if not wrong:
+        missing = [key for key in wanted if key not in stated]
+        detail = ", ".join(f"{key} {_plain(value)}" for key, value in stated.items())
+        return result("runtime", "green", detail + (f" (not stated: {', '.join(missing)})" if missing else ""))
+    found = ", ".join(f"{key} is {_plain(stated[key])}, not {_plain(wanted[key])}" for key in wrong)
+    return result(
+        "runtime",
+        "red",
+        f"{theirs.side}'s {found}",
+        f"{theirs.side} ran with other settings than the app has",
+        f"run {theirs.side} again with {', '.join(f'{key} {_plain(wanted[key])}' for key in wrong)}, or set"
+        " contract.runtime to what the app has",
+    )
+
+
+def _odd_types(theirs: Header, ladder: Ladder) -> tuple[str, str, str] | None:
+    """(half, types of its matrices, type exported) of a half that is not of the type it was exported in."""
+    for half, key, declared in (
+        ("language", "text_types", ladder.header.text_type),
+        ("vision", "mmproj_types", ladder.header.mmproj_type),
+    ):
+        found = theirs.runtime.get(key)
+        if isinstance(found, str) and not set(found.split("+")) <= MATRIX_TYPES.get(declared, {declared}):
+            return half, found, declared
+    return None
+
+
+def _batch(settings: dict[str, Any]) -> Any:
+    """llama.cpp never uses more than the context (``llama_context``: n_batch = min(n_ctx, n_batch))."""
+    try:
+        return min(settings["n_batch"], settings["n_ctx"])
+    except TypeError:
+        return None
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def pixels(reference: Results, candidate: Results, pairs: Sequence[Pair], contract: Contract) -> GateResult:
+    """The bytes handed to the two models are equal, image by image, and are the dataset's where that can be told.
+
+    A sample's key is the hash of its RGB canvas, so under ``channel_order: rgb`` it is what a model must be given.
+    """
+    stage, n = "pixels", len(pairs)
+    names = (reference.header.side, candidate.header.side)
+    unequal = [pair for pair in pairs if pair[0].rgb_sha256 != pair[1].rgb_sha256]
+    rgb = contract.image.channel_order == "rgb"
+    strays = {
+        name: [pair for pair in pairs if rgb and pair[index].rgb_sha256 != pair[index].key]
+        for index, name in enumerate(names)
+    }
+    wrong = {a.key: a for a, _ in (*unequal, *strays[names[0]], *strays[names[1]])}
+    numbers: dict[str, Any] = {
+        "metric": "canvases that are not the same bytes",
+        "value": float(len(wrong)),
+        "limit": 0.0,
+        "samples": n,
+        "beyond": len(wrong),
+        "worst": greatest([(1.0, row.image_id, row.key) for row in wrong.values()]),
+    }
+    if not wrong:
+        return result(stage, "green", f"{n} of {n} canvases are the same bytes on both sides", **numbers)
+    own = strays[names[0]]
+    if unequal:
+        detail = f"{len(unequal)} of {n} canvases differ between the sides, {_examples(unequal)}"
+    else:
+        detail = f"{len(own)} of {n} canvases are the same bytes on both sides but not the dataset's, {_examples(own)}"
+    for name, stray in strays.items():
+        if stray and unequal:
+            detail += f"; {name} was not given the dataset's canvas in {len(stray)}"
+    if len(unequal) == n or len(own) == n:
+        cause = "every image differs, as with a swapped channel order (RGB against BGR) or another letterbox"
+        fix = "compare the contract's image.channel_order and image.resample with what that side does"
+    else:
+        cause = "only some images differ, as with another rounding in the letterbox or another image decoder"
+        fix = "letterbox the images named with both sides and compare size, offset and first differing byte"
+    return result(stage, "red", detail, cause, fix, **numbers)
+
+
+def tokens(ours: Header, theirs: Header, ladder: Ladder | None) -> GateResult:
+    """Both sides lay the prompt out as the same token ids with the same picture slots, image by image where known."""
+    stage = "tokens"
+    a, b = ours.prompt_token_ids, theirs.prompt_token_ids
+    if len(ours.image_slots) != len(theirs.image_slots):
+        return result(
+            stage,
+            "red",
+            f"tile plans differ: {ours.side} has {_pictures(ours.image_slots)}, {theirs.side} has"
+            f" {_pictures(theirs.image_slots)}",
+            "llama.cpp cuts by the mmproj's preproc_image_size, and that is not the contract's tile plan",
+            "export again so that preproc_image_size follows the contract's tiling, or change the tiling and train",
+        )
+    # None stands for "ended before", which equals no token.
+    for position, (x, y) in enumerate(zip_longest(a, b)):
+        if x != y:
+            return result(
+                stage,
+                "red",
+                f"the prompts differ first at position {position}: {ours.side} has {_token(x)}, {theirs.side}"
+                f" has {_token(y)} ({len(a)} and {len(b)} tokens in all)",
+                "the tokenizer, the prompt template or a beginning-of-sequence token is not the same",
+                "compare the two tokenizers on the contract's prompt, and export from the folder that was trained",
+            )
+    for number, (slot, other) in enumerate(zip(ours.image_slots, theirs.image_slots, strict=True), start=1):
+        if slot != other:
+            return result(
+                stage,
+                "red",
+                f"picture {number} takes {slot[1]} positions from {slot[0]} on in {ours.side},"
+                f" {other[1]} from {other[0]} on in {theirs.side}",
+                "the sides disagree on how many positions a picture takes",
+                "compare scale_factor and tile size in the model's config and in the mmproj",
+            )
+    rows = list(ladder.rows.values()) if ladder else []
+    unequal = [row for row in rows if not row.tokens_equal]
+    numbers: dict[str, Any] = {"metric": "images whose prompts differ", "value": float(len(unequal)), "limit": 0.0}
+    numbers |= {"samples": len(rows), "beyond": len(unequal)}
+    if unequal:
+        first = unequal[0]
+        where = "" if first.tokens_first is None else f", first at position {first.tokens_first} of {first.image_id}"
+        return result(
+            stage,
+            "red",
+            f"the prompts of {len(unequal)} of {len(rows)} images differ{where}, though both sides' headers agree",
+            "what a side really feeds depends on the image, and its header tells of one layout alone",
+            "compare the tokens of the images named, and the tile plan that each side chooses for them",
+            worst=greatest([(1.0, row.image_id, row.key) for row in unequal]),
+            **numbers,
+        )
+    measured = f", also image by image ({len(rows)})" if rows else ""
+    return result(
+        stage,
+        "green",
+        f"the same {len(a)} tokens with {_pictures(ours.image_slots)}{measured}",
+        **(numbers if rows else {}),
+    )
+
+
+def _pictures(slots: Sequence[tuple[int, int]]) -> str:
+    return f"{len(slots)} picture" + ("s" if len(slots) != 1 else "")
+
+
+def _token(token: int | None) -> str:
+    if token is None:
+        return "no more tokens"
+    return "a picture" if token == -1 else f"token {token}"
+
+
+def _examples(pairs: Sequence[Pair]) -> str:
+    return named([a.image_id for a, _ in pairs])

@@ -1,0 +1,226 @@
+"""What a verdict is, as data: the model behind ``verdict.json``, its schema and every report.
+
+Made by :mod:`parity.judge.judge`, shown by :mod:`parity.report`. Needs no model library.
+
+Invariants of a :class:`Verdict`, in this order: REFUSED exactly where the gate ``provenance`` is red; FAIL where
+another gate is red; INCONCLUSIVE where none is red and one is undecided; PASS otherwise. ``first_bad_stage`` is the
+first red gate, or the first undecided one. Every confusion matrix sums to ``n``.
+"""
+
+from typing import Literal
+
+from parity.results import Header
+from pipeline.contract import Frozen
+
+Status = Literal["PASS", "FAIL", "INCONCLUSIVE", "REFUSED"]
+GateStatus = Literal["green", "red", "undecided", "not measured"]
+Rung = Literal["S0", "S1", "S2", "S3", "S4", "S5", "S6", "S7"]
+
+
+_NAMES = {"hf": "Hugging Face", "llamacpp": "llama.cpp"}
+
+
+def display_name(side: str) -> str:
+    """A side's name as a person knows it."""
+    return _NAMES.get(side, side)
+
+
+class Worst(Frozen):
+    """An image at which a gate measured one of its greatest values."""
+
+    image_id: str
+    key: str
+    value: float
+
+
+class GateResult(Frozen):
+    """One check's outcome."""
+
+    stage: str
+    """``provenance``, ``runtime``, ``letterbox``, ``decoded``, ``pixels``, ``tiles``, ``tokens``, ``embeddings``,
+    ``logits``, ``generation``, ``answers``, ``accuracy``, ``classes``, ``baseline``."""
+    rung: Rung | None = None
+    """Its place on the ladder: decoded S0, pixels S1, tiles S2, tokens S3, embeddings S4, logits S5, generation S6,
+    accuracy S7; null for a check that is no part of the ladder."""
+    status: GateStatus
+    detail: str
+    """What was found, with numbers; why, where it was not measured."""
+    cause: str = ""
+    """One sentence: what most likely made it red; empty where it is green."""
+    fix: str = ""
+    """One sentence: what to do about it."""
+    metric: str = ""
+    """What ``value`` is, in words with its unit; empty for a check without a number."""
+    value: float | None = None
+    """The number that is held against the limit; it is also the smallest limit that would pass."""
+    limit: float | None = None
+    floor: float | None = None
+    """The same number between Hugging Face in float32 and in bfloat16 on the same samples: the noise that no one can
+    help. Null where it was not measured or has no meaning."""
+    samples: int = 0
+    """Images measured."""
+    beyond: int = 0
+    """Images that are beyond the limit on their own."""
+    worst: tuple[Worst, ...] = ()
+    """Greatest first; at most five."""
+
+    @property
+    def red(self) -> bool:
+        """Whether it fails the verdict."""
+        return self.status == "red"
+
+
+class ClassScore(Frozen):
+    """One label's scores on one side, 0..1; a score that is 0/0 is 0."""
+
+    label: str
+    support: int
+    """Images whose truth it is."""
+    precision: float
+    recall: float
+    recall_low: float
+    """Lower end of Wilson's 95 % interval; 0 without support."""
+    recall_high: float
+    """Upper end; 1 without support."""
+    f1: float
+
+
+class Side(Frozen):
+    """One side alone."""
+
+    side: str
+    correct: int
+    accuracy: float
+    accuracy_low: float
+    """Lower end of Wilson's 95 % interval."""
+    accuracy_high: float
+    macro_f1: float
+    """Mean F1 of the labels that occur as a truth or an answer."""
+    unanswered: int
+    """Answers in which no label was found; they count as wrong."""
+    per_class: tuple[ClassScore, ...]
+    """In the order of the contract's labels."""
+    confusion: tuple[tuple[int, ...], ...]
+    """Rows: truth. Columns: answer, in the order of the contract's labels, then no answer."""
+    seconds: float
+    """What the images took together, as the side timed them (loading not included)."""
+    images_per_second: float | None
+    """None where the side measured no times."""
+    ms_median: dict[str, float]
+    """Phase -> median milliseconds an image."""
+
+
+class Difference(Frozen):
+    """Candidate's accuracy minus the reference's, in percentage points."""
+
+    points: float
+    low: float
+    """Lower end of Tango's 95 % interval."""
+    high: float
+    margin_points: float
+    mcnemar_p: float
+    """Exact p of "both sides are equally often right"."""
+    won: int
+    """Images that only the candidate got right."""
+    lost: int
+    """Images that only the reference got right."""
+    p_inferior: float
+    """One-sided p of "the candidate is worse by the margin or more" (Tango's score test): non-inferior below 0.025."""
+    needed: int | None
+    """Images that would show non-inferiority at the discordance seen; null where no number would (the candidate is
+    worse by the margin or more)."""
+
+
+class Flip(Frozen):
+    """An image that the sides answer differently."""
+
+    image_id: str
+    key: str
+    truth: str
+    reference: str | None
+    candidate: str | None
+    parted_at: Rung | None
+    """The first rung of the ladder at which this image is beyond its limit; null where none is but the answer, or where
+    the ladder was not walked."""
+
+
+class Flips(Frozen):
+    """Different answers of one kind."""
+
+    count: int
+    examples: tuple[Flip, ...]
+    """The first 20 by image id."""
+
+
+class AllFlips(Frozen):
+    """Different answers by what they cost."""
+
+    right_to_wrong: Flips
+    """The reference was right, the candidate is wrong or silent."""
+    wrong_to_right: Flips
+    wrong_to_other_wrong: Flips
+
+
+class Drift(Frozen):
+    """How far the labels' log-probabilities are apart; a number to watch, not a gate."""
+
+    mean: float
+    """Mean absolute difference over images and labels, nats."""
+    largest: float
+    image_id: str
+    """Where the largest is."""
+    label: str
+
+
+class RunScore(Frozen):
+    """One of several runs of the candidate."""
+
+    name: str
+    points: float
+    low: float
+    high: float
+    status: Status
+
+
+class Runs(Frozen):
+    """Several runs of the candidate, judged one by one; the verdict that carries this is the worst of them."""
+
+    runs: tuple[RunScore, ...]
+    mean_points: float
+    sd_points: float
+    unstable: int
+    """Images that not all runs answer alike."""
+    n: int
+
+
+class Verdict(Frozen):
+    """All that is known of two sides; see the module's docstring."""
+
+    schema_version: Literal[2] = 2
+    status: Status
+    exit_code: int
+    """0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 REFUSED."""
+    headline: str
+    """The verdict in one sentence."""
+    first_bad_stage: str | None
+    cause: str
+    """Of the first red (else undecided) gate; empty on PASS."""
+    fix: str
+    notes: tuple[str, ...]
+    """What weakens the verdict, one sentence each."""
+    n: int
+    labels: tuple[str, ...]
+    gates: tuple[GateResult, ...]
+    """In the order in which a picture becomes an answer."""
+    difference: Difference
+    agreement: float
+    """Share of images with equal answers; two answers without a label are equal."""
+    flips: AllFlips
+    label_logprobs: Drift | None
+    """None where a side has none; values that are not finite are left out."""
+    reference: Side
+    candidate: Side
+    runs: Runs | None = None
+    """Where more than one run of the candidate was judged."""
+    reference_header: Header
+    candidate_header: Header

@@ -1,0 +1,31 @@
+"""All reports of a verdict, in files."""
+
+from pathlib import Path
+
+from parity.compare.ladder import Ladder
+from parity.judge.verdict import Verdict
+from parity.report.junit import junit_xml
+from parity.report.page import render_page
+from parity.report.pictures import ImageOf
+from parity.report.screen import render_text
+from parity.report.summary import summary
+from parity.results import Results
+from pipeline.core.files import write_bytes, write_text
+
+
+def write_reports(
+    verdict: Verdict,
+    reference: Results,
+    candidate: Results,
+    ladder: Ladder | None,
+    image_of: ImageOf,
+    folder: Path,
+) -> None:
+    """Write ``report.html``, ``junit.xml``, ``summary.md`` and ``verdict.txt`` into ``folder``, each atomically.
+
+    ``image_of``: key -> the canvas's file as the dataset has it (PNG), or None where there is none.
+    """
+    write_text(folder / "report.html", render_page(verdict, reference, candidate, ladder, image_of))
+    write_bytes(folder / "junit.xml", junit_xml(verdict, reference, candidate))
+    write_text(folder / "summary.md", summary(verdict))
+    write_text(folder / "verdict.txt", render_text(verdict))

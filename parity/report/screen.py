@@ -1,0 +1,273 @@
+"""A verdict as a person reads it: on a terminal with colours, elsewhere as plain text that says the same.
+
+Nothing is told by colour alone. Made for 80 to 100 columns.
+"""
+
+import io
+from itertools import zip_longest
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from parity.compare.ladder import RUNGS
+from parity.judge.verdict import Flip, Flips, GateResult, GateStatus, Side, Status, Verdict, display_name
+from pipeline.evaluation import confusion_lines
+
+MAX_WIDTH = 100
+MATRIX_LABELS = 10
+"""Confusion matrices are shown up to this many labels; beyond it, the commonest confusions."""
+SHOWN_FLIPS = 8
+"""Flips listed of each kind; ``verdict.json`` has more."""
+SHOWN_CONFUSIONS = 10
+
+_STYLES: dict[Status, str] = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "REFUSED": "magenta"}
+_MARKS: dict[GateStatus, tuple[str, str]] = {
+    "green": ("✓ ok", "green"),
+    "red": ("✗ RED", "bold red"),
+    "undecided": ("? open", "bold yellow"),
+    "not measured": ("·", "dim"),
+}
+_ASCII = str.maketrans({"✓": "+", "✗": "X", "→": ">", "·": ".", "…": "~", "│": "|"} | dict.fromkeys("╭╮╰╯─", "-"))
+"""For a terminal that can show ASCII alone; the marks stand beside words."""
+
+
+def render_text(verdict: Verdict, width: int = 88) -> str:
+    """The verdict as plain text at most ``width`` columns wide, without trailing spaces, one newline at the end."""
+    buffer = io.StringIO()
+    _print(verdict, Console(file=buffer, width=width, color_system=None, force_terminal=False, legacy_windows=False))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().split("\n")) + "\n"
+
+
+def print_verdict(verdict: Verdict, console: Console) -> None:
+    """Print the verdict; in ASCII alone where the console's encoding has no more."""
+    if console.encoding.lower().startswith("utf"):
+        _print(verdict, console)
+    else:
+        plain = render_text(verdict, console.width).translate(_ASCII).encode("ascii", "replace").decode()
+        console.out(plain, end="", highlight=False)
+
+
+def _print(verdict: Verdict, console: Console) -> None:
+    width = min(console.width, MAX_WIDTH)
+    parts: list[RenderableType] = [_headline(verdict), _sides(verdict), _facts(verdict), _gates(verdict)]
+    parts += _runs(verdict)
+    parts += _flip_lists(verdict)
+    parts += _matrices(verdict, width) if len(verdict.labels) <= MATRIX_LABELS else _confusions(verdict)
+    parts += _next(verdict)
+    for part in parts:
+        console.print(part, width=width)
+
+
+def plain(text: str) -> str:
+    """Without characters that would move the cursor or colour the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _name(side: Side) -> str:
+    return plain(display_name(side.side))
+
+
+def section(title: str, *parts: RenderableType) -> RenderableType:
+    """A heading with its parts below it."""
+    return Group(Text(), Text(title, style="bold"), *(Padding(part, (0, 0, 0, 2)) for part in parts))
+
+
+def _headline(verdict: Verdict) -> RenderableType:
+    d = verdict.difference
+    first = Text.assemble((verdict.status, "bold"), "   ", plain(verdict.headline))
+    second = (
+        f"accuracy {verdict.reference.accuracy:.1%} and {verdict.candidate.accuracy:.1%}, {d.points:+.2f} points"
+        f" ({d.margin_points:g} allowed), {verdict.n} images"
+    )
+    return Panel(Group(first, Text(second)), style=_STYLES[verdict.status], padding=(0, 2))
+
+
+def _sides(verdict: Verdict) -> RenderableType:
+    a, b = verdict.reference, verdict.candidate
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2))
+    table.add_column("", min_width=12)
+    for side in (a, b):
+        table.add_column(Text(_name(side)), justify="right", min_width=14)
+    cells = [_side_cells(side, verdict.n) for side in (a, b)]
+    for name in cells[0]:
+        table.add_row(name, *(column[name] for column in cells))
+    phases = dict.fromkeys((*a.ms_median, *b.ms_median))
+    for phase in phases:
+        times = (f"{s.ms_median[phase]:.1f}" if phase in s.ms_median else "-" for s in (a, b))
+        table.add_row(Text(f"ms {plain(phase)}"), *times)
+    return section("Two sides", table)
+
+
+def _side_cells(side: Side, n: int) -> dict[str, str]:
+    timed = side.images_per_second is not None
+    return {
+        "accuracy": f"{side.accuracy:.2%}",
+        "95 % interval": f"{side.accuracy_low:.1%} to {side.accuracy_high:.1%}",
+        "right": f"{side.correct} of {n}",
+        "macro F1": f"{side.macro_f1:.4f}",
+        "no answer": f"{side.unanswered}",
+        "images/s": f"{side.images_per_second:.2f}" if timed else "-",
+        "seconds": f"{side.seconds:.1f}" if timed else "-",
+    }
+
+
+def _facts(verdict: Verdict) -> RenderableType:
+    d, flips, equal = verdict.difference, verdict.flips, round(verdict.agreement * verdict.n)
+    table = _grid(2)
+    table.add_row(
+        "difference",
+        f"{d.points:+.2f} points, 95 % interval {d.low:+.2f} to {d.high:+.2f} (Tango), margin {d.margin_points:g}",
+    )
+    table.add_row("agreement", f"{verdict.agreement:.2%}: {equal} of {verdict.n} answers are equal")
+    table.add_row(
+        "flips",
+        f"{flips.right_to_wrong.count} right → wrong, {flips.wrong_to_right.count} wrong → right,"
+        f" {flips.wrong_to_other_wrong.count} wrong → other wrong",
+    )
+    table.add_row("McNemar's p", f"{d.mcnemar_p:.3g} (exact), that both are equally often right")
+    table.add_row(
+        "p of worse",
+        f"{d.p_inferior:.3g} (score test), that it is worse by {d.margin_points:g} points; ruled out below 0.025",
+    )
+    enough = "no number rules that out" if d.needed is None else f"about {d.needed} rule that out"
+    table.add_row("images", f"{verdict.n}; at the differences seen {enough}")
+    if verdict.label_logprobs:
+        drift = verdict.label_logprobs
+        table.add_row(
+            "log-prob drift",
+            Text(f"mean {drift.mean:.2g}, largest {drift.largest:.2g} ({plain(drift.image_id)}, {plain(drift.label)})"),
+        )
+    for note in verdict.notes:
+        table.add_row("note", Text(plain(note)))
+    return section(f"{_name(verdict.candidate)} against {_name(verdict.reference)}", table)
+
+
+def _gates(verdict: Verdict) -> RenderableType:
+    table = _grid(4)
+    for gate in verdict.gates:
+        mark, style = _MARKS[gate.status]
+        missing = "not measured: " if gate.status == "not measured" else ""
+        detail = Text(plain(f"{missing}{gate.detail}"))
+        if numbers := _numbers(gate):
+            detail.append(f"\n{numbers}", style="dim")
+        table.add_row(Text(mark, style=style), gate.rung or "", Text(plain(gate.stage)), detail)
+    return section("Gates, in the order in which a picture becomes an answer", table)
+
+
+def _numbers(gate: GateResult) -> str:
+    """Value, limit and floor; nothing for a count of images that has to be 0."""
+    if gate.value is None or not gate.limit:
+        return ""
+    floor = "" if gate.floor is None else f", floor {gate.floor:.2g}"
+    return f"value {gate.value:.2g} (limit {gate.limit:.2g}{floor})"
+
+
+def _grid(columns: int) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for _ in range(columns - 1):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _runs(verdict: Verdict) -> list[RenderableType]:
+    runs = verdict.runs
+    if runs is None:
+        return []
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("run", overflow="fold")
+    table.add_column("points", justify="right")
+    table.add_column("95 % interval")
+    table.add_column("verdict")
+    for run in runs.runs:
+        between = f"{run.low:+.2f} to {run.high:+.2f}"
+        table.add_row(Text(plain(run.name)), f"{run.points:+.2f}", between, run.status)
+    summary = (
+        f"mean {runs.mean_points:+.2f}, standard deviation {runs.sd_points:.2f} points; {runs.unstable} of {runs.n}"
+        " images are not answered alike by all runs; the worst run is the one shown"
+    )
+    return [section(f"{len(runs.runs)} runs", table, Text(summary))]
+
+
+def _flip_lists(verdict: Verdict) -> list[RenderableType]:
+    flips = verdict.flips
+    kinds = {
+        "right → wrong": flips.right_to_wrong,
+        "wrong → right": flips.wrong_to_right,
+        "wrong → other wrong": flips.wrong_to_other_wrong,
+    }
+    return [section(f"Flips, {kind}", *_flip_table(verdict, found)) for kind, found in kinds.items() if found.count]
+
+
+def _flip_table(verdict: Verdict, flips: Flips) -> list[RenderableType]:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for head in ("image", "truth", _name(verdict.reference), _name(verdict.candidate), "parted at"):
+        table.add_column(Text(head), overflow="fold")
+    for flip in flips.examples[:SHOWN_FLIPS]:
+        table.add_row(*(Text(plain(cell)) for cell in _flip_cells(flip)))
+    more = flips.count - SHOWN_FLIPS
+    return [table, Text(f"and {more} more", style="dim")] if more > 0 else [table]
+
+
+def _flip_cells(flip: Flip) -> tuple[str, ...]:
+    parted = f"{flip.parted_at} {RUNGS[flip.parted_at]}" if flip.parted_at else "-"
+    return flip.image_id, flip.truth, flip.reference or "no answer", flip.candidate or "no answer", parted
+
+
+def _matrices(verdict: Verdict, width: int) -> list[RenderableType]:
+    """Side by side where they fit, else one below the other."""
+    labels = [plain(label) for label in verdict.labels]
+    blocks = []
+    for side in (verdict.reference, verdict.candidate):
+        lines = confusion_lines(labels, side.confusion)
+        size = max(cell_len(line) for line in (*lines, _name(side)))
+        blocks.append([line + " " * (size - cell_len(line)) for line in (_name(side), *lines)])
+    gap = 6
+    if sum(cell_len(block[0]) for block in blocks) + gap + 2 <= width:
+        empty = " " * cell_len(blocks[0][0])
+        lines = [a + " " * gap + b for a, b in zip_longest(*blocks, fillvalue=empty)]
+    else:
+        lines = [*blocks[0], "", *blocks[1]]
+    text = Text("\n".join(lines), no_wrap=True, overflow="crop")
+    return [section("Confusion (rows: truth, columns: answer, last column -: no answer)", text)]
+
+
+def _confusions(verdict: Verdict) -> list[RenderableType]:
+    """Truth and wrong answer, by how often on both sides together."""
+    names = (*verdict.labels, "no answer")
+    a, b = verdict.reference, verdict.candidate
+    found = [
+        (a.confusion[x][y], b.confusion[x][y], truth, answer)
+        for x, truth in enumerate(verdict.labels)
+        for y, answer in enumerate(names)
+        if x != y and a.confusion[x][y] + b.confusion[x][y]
+    ]
+    if not found:
+        return []
+    found.sort(key=lambda item: -(item[0] + item[1]))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for head in ("truth", "answer"):
+        table.add_column(head, overflow="fold")
+    for side in (a, b):
+        table.add_column(Text(_name(side)), justify="right")
+    for ours, theirs, truth, answer in found[:SHOWN_CONFUSIONS]:
+        table.add_row(Text(plain(truth)), Text(plain(answer)), str(ours), str(theirs))
+    more = len(found) - SHOWN_CONFUSIONS
+    rest = [Text(f"and {more} more pairs", style="dim")] if more > 0 else []
+    return [section("Commonest confusions", table, *rest)]
+
+
+def _next(verdict: Verdict) -> list[RenderableType]:
+    if verdict.status == "PASS" or not (verdict.cause or verdict.fix):
+        return []
+    table = _grid(2)
+    if verdict.cause:
+        table.add_row("likely", Text(plain(verdict.cause)))
+    if verdict.fix:
+        table.add_row("do", Text(plain(verdict.fix)))
+    return [section("What to do next", table)]

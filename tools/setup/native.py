@@ -1,0 +1,263 @@
+"""Compiles the pinned llama.cpp for the machine at hand: the Python bindings and two of its programs.
+
+Both come from the one source tree that ``bootstrap.py`` unpacks, with the same options, so that they calculate alike.
+Standard library only: there is no environment yet when this runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_folder, write_text
+
+PYTHON_PACKAGE = "llama-cpp-python"
+TOOLS = ("llama-mtmd-cli", "llama-server")
+# GGML_NATIVE compiles for this very CPU, as a phone's build is made for its own. curl and OpenSSL would only make the
+# result depend on what else is installed.
+OPTIONS = {"GGML_NATIVE": "ON", "GGML_CCACHE": "OFF", "LLAMA_CURL": "OFF", "LLAMA_OPENSSL": "OFF"}
+TOOL_OPTIONS = {
+    **OPTIONS,
+    "CMAKE_BUILD_TYPE": "Release",
+    "BUILD_SHARED_LIBS": "OFF",
+    "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_UI": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",  # on, it downloads the web page that the server would show
+}
+# Variables that change what is compiled. SOURCE_DATE_EPOCH turns every x86 instruction set off (ggml/CMakeLists.txt).
+IGNORED_VARIABLES = ("SOURCE_DATE_EPOCH", "CMAKE_ARGS", "CMAKE_GENERATOR", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS")
+BUILD_WHEEL = (
+    "import json, sys; from scikit_build_core.build import *; build_wheel(sys.argv[1], json.loads(sys.argv[2]))"
+)
+PLAIN_SECONDS = 20  # between two progress lines where the output is not a terminal
+
+
+class Failed(Exception):
+    """A command failed; ``output`` is what it printed."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(output[-2000:])
+        self.output = output
+
+
+class Console:
+    """One line a step, with the time since the start; below it the progress of what is running."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.start = self.shown = time.monotonic()
+        self.terminal = sys.stdout.isatty()
+
+    def _time(self) -> str:
+        seconds = int(time.monotonic() - self.start)
+        return f"[{seconds // 60:2d}:{seconds % 60:02d}]"
+
+    def step(self, text: str) -> None:
+        """Say what is done next."""
+        print(f"{self._time()} {text}", flush=True)
+        self.shown = time.monotonic()
+
+    def beat(self, text: str) -> None:
+        """Show that work goes on: over one line in a terminal, else a line every ``PLAIN_SECONDS``."""
+        if self.terminal:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{f'{self._time()}   {text}'[:width]}", end="", flush=True)
+        elif time.monotonic() - self.shown >= PLAIN_SECONDS:
+            self.step(f"  {text}")
+
+    def clear(self) -> None:
+        """Take the progress line away."""
+        if self.terminal:
+            print("\r\x1b[K", end="", flush=True)
+
+
+def run(
+    console: Console,
+    command: list[str],
+    progress: Callable[[str], str | None] | None,
+    environment: dict[str, str],
+    folder: Path,
+    handle: int,
+) -> str:
+    """Run ``command`` in ``folder``; every line goes to the log and, through ``progress``, to the console.
+
+    Returns the output. Raises Failed with it. ``handle``, if not negative, is kept open in the child.
+    """
+    console.log.parent.mkdir(parents=True, exist_ok=True)
+    lines: queue.Queue[str | None] = queue.Queue()
+    output: list[str] = []
+    text = "working"
+    with open(console.log, "a", encoding="utf-8") as log:
+        log.write(f"$ {shlex.join(command)}\n")
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, text=True, errors="replace", start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            pass_fds=(handle,) if handle >= 0 else (),
+        )  # fmt: skip
+
+        assert process.stdout
+        reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
+        reader.start()
+        try:
+            while True:
+                try:
+                    line = lines.get(timeout=1)
+                except queue.Empty:
+                    line = ""
+                if line is None:
+                    break
+                log.write(line)
+                output.append(line)
+                text = (progress(line) if progress and line else None) or text
+                console.beat(text)
+            code = process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)  # the group: pip and cmake leave their own children behind
+            process.wait()
+            raise
+        finally:
+            console.clear()
+            reader.join()
+            process.stdout.close()
+    if code:
+        ending = f"ended by signal {-code}" if code < 0 else f"exit status {code}"
+        raise Failed("".join(output) or f"{shlex.join(command)}: {ending}")
+    return "".join(output)
+
+
+def explain(output: str, doing: str, log: Path) -> str:
+    """One sentence for what pip or a compiler printed before it failed: what is wrong, where, and what to do."""
+    mismatch = re.search(r"(\S+) from (\S+).*\n(?:\s+Expected \S+ \S+\s*\n)(?:.*\n)*?\s+Got\s+([0-9a-f]{64})", output)
+    missing = re.search(r"No matching distribution found for (\S+)", output)
+    if mismatch:
+        file = mismatch[2].partition("#")[0].rpartition("/")[2]
+        return (
+            f"the file {file} offered for {mismatch[1]} has SHA-256 {mismatch[3]}, which is not in the lock: it is"
+            " damaged or was replaced, so run `pip cache purge` and try again, or `make lock` if the change is meant"
+        )
+    if "No space left on device" in output or "Errno 28" in output:
+        return f"the disk filled up while {doing}: free some space and run the same command again"
+    if "CERTIFICATE_VERIFY_FAILED" in output:
+        return (
+            f"the package index's certificate was refused while {doing}: behind a proxy, name its CA bundle in pip's"
+            " settings (`pip config set global.cert FILE`)"
+        )
+    if re.search(
+        r"NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|name resolution|Connection (refused|reset)", output
+    ):
+        return f"the package index cannot be reached ({doing}): check the network and pip's settings, then run it again"
+    if missing:
+        return f"pip's index and find-links do not offer {missing[1]}: add the place that has it to pip's settings"
+    if re.search(r"internal compiler error|Killed signal|fatal error: Killed", output):
+        return (
+            f"the compiler was killed, most likely for want of memory: free some and run the same command again ({log})"
+        )
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
+    compiler = [line for line in lines if ": error: " in line]
+    python = [line for line in lines if re.match(r"\w+Error: |ERROR: ", line)]
+    return f"{doing} failed: {[*compiler[:1], *python[-1:], lines[-1]][0]} (all of it in {log})"
+
+
+def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
+
+
+def source_folder(root: Path, version: str) -> Path:
+    """Where the unpacked source distribution of the bindings lies."""
+    return root / ".cache" / f"llama_cpp_python-{version}"
+
+
+def cpu_flags() -> str:
+    """The instruction sets of this CPU, as Linux names them. A build for one CPU may crash on another."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return " ".join(sorted(found[1].split())) if found else ""
+
+
+def compiler_version() -> str:
+    """The first line of the C++ compiler's ``--version``. Raises UserError where there is no compiler."""
+    command = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or ""]
+    if not shutil.which(command[0]):
+        raise UserError(
+            "no C++ compiler is on the PATH, and llama.cpp is compiled here: install one with `apt-get install g++`"
+        )
+    answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    return answer.stdout.partition("\n")[0]
+
+
+def build_key(source: Path, options: dict[str, str]) -> str:
+    """Names a build: same sources, options, compiler and CPU give the same key."""
+    parts = [source.name, compiler_version(), cpu_flags(), json.dumps(options, sort_keys=True)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _environment(source: Path, programs: Path) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name not in IGNORED_VARIABLES}
+    environment["PATH"] = f"{programs}{os.pathsep}{environment.get('PATH', os.defpath)}"
+    environment["CMAKE_BUILD_PARALLEL_LEVEL"] = str(len(os.sched_getaffinity(0)))
+    # llama.cpp asks git for its build number; without a ceiling git would answer with this project's.
+    environment["GIT_CEILING_DIRECTORIES"] = str(source.parent)
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment
+
+
+def _progress(line: str) -> str | None:
+    done = re.match(r"\[(\d+)/(\d+)\] ", line)
+    return f"{done[1]} of {done[2]} files compiled ({100 * int(done[1]) // int(done[2])} %)" if done else None
+
+
+def build_wheel(root: Path, source: Path, programs: Path, console: Console, handle: int) -> Path:
+    """The bindings' wheel for this machine: from the cache, or compiled. ``programs`` is the environment's bin folder.
+
+    Raises UserError (no compiler) and Failed (with the compiler's output).
+    """
+    key = build_key(source, OPTIONS)
+    target = root / ".cache" / "wheels" / key
+    if not target.is_dir():
+        console.step("compiling llama.cpp, once for this machine (5 to 7 minutes on 2 cores)")
+        build = root / ".cache" / "build" / key  # kept by a run that is killed: the next compiles only what is missing
+        settings = {f"cmake.define.{name}": value for name, value in OPTIONS.items()} | {"build-dir": str(build)}
+        with atomic_folder(target) as scratch:
+            command = [str(programs / "python"), "-c", BUILD_WHEEL, str(scratch), json.dumps(settings)]
+            run(console, command, _progress, _environment(source, programs), source, handle)
+        shutil.rmtree(build, ignore_errors=True)
+    (wheel,) = target.glob("*.whl")
+    return wheel
+
+
+def build_tools(root: Path, source: Path, programs: Path, console: Console, handle: int) -> Path:
+    """llama-mtmd-cli and llama-server in ``.cache/llama-tools``, compiled if need be. Raises as build_wheel does."""
+    key = build_key(source, TOOL_OPTIONS)
+    target = root / ".cache" / "llama-tools"
+    stamp = target / "key.txt"
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != key:
+        console.step(f"compiling {' and '.join(TOOLS)}, once for this machine (8 minutes on 2 cores)")
+        build = root / ".cache" / "build" / key
+        environment, cmake = _environment(source, programs), str(programs / "cmake")
+        options = [f"-D{name}={value}" for name, value in TOOL_OPTIONS.items()]
+        tree = str(source / "vendor" / "llama.cpp")
+        run(console, [cmake, "-G", "Ninja", "-S", tree, "-B", str(build), *options], None, environment, root, handle)
+        run(console, [cmake, "--build", str(build), "--target", *TOOLS], _progress, environment, root, handle)
+        with atomic_folder(target) as scratch:
+            for name in TOOLS:
+                shutil.copy(build / "bin" / name, scratch)
+            write_text(scratch / "key.txt", key)
+        shutil.rmtree(build, ignore_errors=True)
+    return target
