@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tools.setup.bootstrap import llama_cpp_source
+from pipeline.core.pinned import llama_cpp_source
 
 ROOT = Path(__file__).parent.parent.parent
 

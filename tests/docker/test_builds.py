@@ -102,7 +102,7 @@ def test_an_edit_of_source_makes_no_step_again_but_the_copies_of_the_code(
     if engine.builder == "legacy":
         pytest.skip("the legacy builder's log is another; it has the same cache")
     make("train")
-    with open(project / "pipeline" / "errors.py", "a") as file:
+    with open(project / "pipeline" / "core" / "errors.py", "a") as file:
         file.write(f"# {uuid.uuid4()}\n")  # an edit that no earlier run of this test has left in the cache
     make("train")
     steps = build_log_steps(folder(project) / "build.log")

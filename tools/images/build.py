@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import UserError
+from pipeline.core.pinned import read_lock
 from tools.images.debian_base import check_base, find_mirror, make_base
 from tools.images.engine import Engine, last_line
 from tools.images.pins import build_arguments, check_pins
-from tools.setup.bootstrap import read_lock
 from tools.setup.native import Console, Failed, explain, run
 
 NAME = "android-vlm-parity"

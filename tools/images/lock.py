@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file, write_text
+from pipeline.core.pinned import PYTHON_PACKAGE, read_lock
 from tools.images.build import NAME, Options, build, folder
 from tools.images.debian_base import LOCK, find_mirror, make_base, package_names, read_packages
 from tools.images.engine import Engine
 from tools.images.pins import read_pins, write_pins
-from tools.setup.bootstrap import read_lock
-from tools.setup.native import PYTHON_PACKAGE, Console
+from tools.setup.native import Console
 
 _TAG = "lock"
 _BASE = f"{NAME}/base:{_TAG}"

@@ -27,7 +27,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,8 +35,8 @@ if __name__ == "__main__":  # run as a script, Python puts this folder on the pa
 
 from pipeline.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 from pipeline.core.files import write_json
+from pipeline.core.pinned import PYTHON_PACKAGE, Pin, llama_cpp_source, read_lock, source_folder
 from tools.setup.native import (
-    PYTHON_PACKAGE,
     Console,
     Failed,
     build_tools,
@@ -46,7 +45,6 @@ from tools.setup.native import (
     cpu_flags,
     explain,
     run,
-    source_folder,
 )
 
 PYTHON_VERSION = (3, 11)
@@ -54,43 +52,6 @@ SMOLLM2_LOCK = "smollm2.txt"
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 # GB taken at most. cpu: measured, 2.1 in .venv and 0.6 around it; cuda: 4.7 of wheels, kept by pip too, and unpacked.
 DISK_GB = {"cpu": 3, "cuda": 15}
-
-
-@dataclass(frozen=True)
-class Pin:
-    """One package of a lock: ``text`` is its entry as pip reads it, version and hashes."""
-
-    name: str
-    version: str
-    text: str
-
-
-def read_lock(path: Path) -> dict[str, Pin]:
-    """The packages of a requirements file with hashes, by name. Raises UserError where there is no such file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"the lock {path} cannot be read: {error.strerror}") from None
-    entries = re.findall(
-        r"^([A-Za-z0-9._-]+)==(\S+)((?:[ \t]*\\\n[ \t]+--hash=sha256:[0-9a-f]{64})+)", text, re.MULTILINE
-    )
-    return {name: Pin(name, version, f"{name}=={version}{hashes}\n") for name, version, hashes in entries}
-
-
-def llama_cpp_source(root: Path) -> Path:
-    """The unpacked llama.cpp tree (the folder with ``convert_hf_to_gguf.py``). Raises UserError before the set-up."""
-    tree = source_folder(root, read_lock(root / "locks" / "cpu.txt")[PYTHON_PACKAGE].version) / "vendor" / "llama.cpp"
-    if not (tree / "convert_hf_to_gguf.py").is_file():
-        raise UserError(f"llama.cpp's sources are not in {tree}: run `make setup`")
-    return tree
-
-
-def llama_tool(root: Path, name: str) -> Path:
-    """The program ``llama-mtmd-cli`` or ``llama-server`` of the pinned llama.cpp. Raises UserError before the build."""
-    program = root / ".cache" / "llama-tools" / name
-    if not program.is_file():
-        raise UserError(f"{name} is not built: run `make tools`")
-    return program
 
 
 class Setup:

@@ -25,7 +25,6 @@ from typing import IO
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_folder, write_text
 
-PYTHON_PACKAGE = "llama-cpp-python"
 TOOLS = ("llama-mtmd-cli", "llama-server")
 # GGML_NATIVE compiles for this very CPU, as a phone's build is made for its own. curl and OpenSSL would only make the
 # result depend on what else is installed.
@@ -177,11 +176,6 @@ def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
     for line in stream:
         lines.put(line)
     lines.put(None)
-
-
-def source_folder(root: Path, version: str) -> Path:
-    """Where the unpacked source distribution of the bindings lies."""
-    return root / ".cache" / f"llama_cpp_python-{version}"
 
 
 def cpu_flags() -> str:

@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import UserError
-from tools.setup.bootstrap import Setup, check_disk, llama_cpp_source, llama_tool, read_lock
+from pipeline.core.pinned import llama_cpp_source, llama_tool, read_lock
+from tools.setup.bootstrap import Setup, check_disk
 from tools.setup.native import OPTIONS, Console, build_key, explain
 
 ROOT = Path(__file__).parents[3]
@@ -85,11 +86,17 @@ def checkout(tmp_path_factory):
     """A checkout with the real script and small packages, not set up yet; its packages lie in ``offered/``."""
     folder = tmp_path_factory.mktemp("bootstrap") / "checkout"
     offered = folder.parent / "offered"
-    for name in ("pipeline", "locks"):
-        (folder / name).mkdir(parents=True)
+    (folder / "locks").mkdir(parents=True)
     offered.mkdir()
-    for name in ("__init__", "bootstrap", "native", "errors", "files"):
-        shutil.copy(ROOT / "pipeline" / f"{name}.py", folder / "pipeline")
+    for package, names in {
+        "tools": ["__init__"],
+        "tools/setup": ["__init__", "bootstrap", "native"],
+        "pipeline": ["__init__"],
+        "pipeline/core": ["__init__", "errors", "files", "pinned"],
+    }.items():
+        (folder / package).mkdir()
+        for name in names:
+            shutil.copy(ROOT / package / f"{name}.py", folder / package)
     (folder / "pyproject.toml").write_text(PYPROJECT + '[project]\nname = "project"\nversion = "0"\n')
     backend = {"scikit_build_core/__init__.py": "", "scikit_build_core/build.py": BACKEND}
     torch = make_wheel(offered, "torch", "2.13.0+cpu")
@@ -123,7 +130,7 @@ def environment(checkout: Path, **changes: str) -> dict[str, str]:
 
 
 def bootstrap(checkout: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(checkout / "pipeline" / "bootstrap.py"), *arguments]
+    command = [sys.executable, str(checkout / "tools" / "setup" / "bootstrap.py"), *arguments]
     return subprocess.run(command, env=environment(checkout, **changes), capture_output=True, text=True, timeout=60)
 
 
@@ -136,7 +143,7 @@ def ready(checkout):
     """The checkout after a set-up that was interrupted while compiling and started again."""
     wait = checkout.parent / "wait"
     wait.touch()
-    command = [sys.executable, str(checkout / "pipeline" / "bootstrap.py"), "--torch", "cpu"]
+    command = [sys.executable, str(checkout / "tools" / "setup" / "bootstrap.py"), "--torch", "cpu"]
     first = subprocess.Popen(
         command,
         env=environment(checkout, SOURCE_DATE_EPOCH="0"),

@@ -1,0 +1,55 @@
+"""Where the pinned llama.cpp lies in a checkout, and which version the locks name. Standard library only, Python 3.9.
+
+.cache/llama_cpp_python-<version>/vendor/llama.cpp   its sources, with the converter and the ``gguf`` package
+.cache/llama-tools/                                  llama-mtmd-cli and llama-server
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.errors import UserError
+
+PYTHON_PACKAGE = "llama-cpp-python"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One package of a lock: ``text`` is its entry as pip reads it, version and hashes."""
+
+    name: str
+    version: str
+    text: str
+
+
+def read_lock(path: Path) -> dict[str, Pin]:
+    """The packages of a requirements file with hashes, by name. Raises UserError where there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the lock {path} cannot be read: {error.strerror}") from None
+    entries = re.findall(
+        r"^([A-Za-z0-9._-]+)==(\S+)((?:[ \t]*\\\n[ \t]+--hash=sha256:[0-9a-f]{64})+)", text, re.MULTILINE
+    )
+    return {name: Pin(name, version, f"{name}=={version}{hashes}\n") for name, version, hashes in entries}
+
+
+def source_folder(root: Path, version: str) -> Path:
+    """Where the unpacked source distribution of the bindings lies."""
+    return root / ".cache" / f"llama_cpp_python-{version}"
+
+
+def llama_cpp_source(root: Path) -> Path:
+    """The unpacked llama.cpp tree (the folder with ``convert_hf_to_gguf.py``). Raises UserError before the set-up."""
+    tree = source_folder(root, read_lock(root / "locks" / "cpu.txt")[PYTHON_PACKAGE].version) / "vendor" / "llama.cpp"
+    if not (tree / "convert_hf_to_gguf.py").is_file():
+        raise UserError(f"llama.cpp's sources are not in {tree}: run `make setup`")
+    return tree
+
+
+def llama_tool(root: Path, name: str) -> Path:
+    """The program ``llama-mtmd-cli`` or ``llama-server`` of the pinned llama.cpp. Raises UserError before the build."""
+    program = root / ".cache" / "llama-tools" / name
+    if not program.is_file():
+        raise UserError(f"{name} is not built: run `make tools`")
+    return program
