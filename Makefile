@@ -61,10 +61,12 @@ test-slow: environment ## run the tests that take longer: whole jobs, sweeps, sw
 	@$(BIN)/pytest -m slow
 
 .PHONY: lint
-lint: environment ## check format, style and types
+lint: environment ## check format, style, types and the floors that imports keep to
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/python -m tools.imports
 
 # Images. These need an engine and Python 3.9 or later, and no environment. Options are read from the environment:
 # BASE= BUILDER= TORCH_VARIANT= WHEELS= TORCH_INDEX_URL= CA= DEBIAN_MIRROR=, and for runs NETWORK= KEYS= KEYS_FILE= MODEL=

@@ -35,8 +35,8 @@ from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
 from pipeline.core.pinned import llama_tool
+from pipeline.core.toolchain import ROOT
 from pipeline.export.bundle import mmproj_name, text_name
-from pipeline.export.toolchain import ROOT
 from pipeline.models.prediction import log_softmax, top_logits
 from pipeline.models.smolvlm.encoding import fed_bytes, make_encoder
 from pipeline.models.smolvlm.folder import load_tokenizer, read_geometry

@@ -56,6 +56,8 @@ def run(
     ray_address: Annotated[
         str | None, typer.Option(help="A running Ray cluster (auto, host:port); this machine by default.")
     ] = None,
+    ray_cpus: Annotated[int, typer.Option(min=1, help="Cores of a worker on Ray, and threads of each side there.")] = 1,
+    ray_gpus: Annotated[float, typer.Option(min=0, help="GPUs of a worker on Ray; 0.5 puts two workers on one.")] = 0,
 ) -> None:
     from rich.console import Console
 
@@ -70,7 +72,7 @@ def run(
         raise typer.BadParameter("a divided run has a ladder", param_hint="--no-ladder")
     # Shards that are started together each make sure that the bundle is there, one after another.
     build = open_build(recipe, assignments, runs, quiet, wait=shard is not None)
-    division = Division(shards, shard, ray, ray_address) if shards or ray else None
+    division = Division(shards, shard, ray, ray_address, ray_cpus, ray_gpus) if shards or ray else None
     verdict = run_job(build, _order(feed), ladder, read_baseline(baseline) if baseline else None, division)
     if verdict is None:
         return
@@ -131,7 +133,8 @@ def judge(
     from parity.judge.judge import find_ladder, judge_runs, write_verdict
     from parity.report.screen import print_verdict
     from parity.results import read_results
-    from pipeline.contract import DEFAULT_CONTRACT, Gate, load_contract, validate
+    from pipeline.contract import DEFAULT_CONTRACT, Gate, load_contract
+    from pipeline.core.settings import validate
 
     meant = load_contract(contract or DEFAULT_CONTRACT)
     tried = {"margin_points": margin, "noise_factor": noise_factor}
@@ -278,7 +281,7 @@ def sweep(
 
     from parity.studies.sweep.job import parse_types, sweep_build
     from parity.studies.sweep.table import print_sweep
-    from pipeline.export.types import MmprojType, TextType
+    from pipeline.core.gguf_types import MmprojType, TextType
 
     texts, mmprojs = parse_types(text, TextType, "--text"), parse_types(mmproj, MmprojType, "--mmproj")
     build = open_build(recipe, assignments, runs, quiet)

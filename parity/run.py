@@ -25,10 +25,11 @@ from parity.judge.goldens import letterbox_gate
 from parity.judge.judge import judge, write_verdict
 from parity.judge.verdict import Verdict
 from parity.results import read_results
-from pipeline.contract import Contract, validate
+from pipeline.contract import Contract
 from pipeline.core.files import write_json
 from pipeline.core.progress import Reporter
 from pipeline.core.provenance import machine, versions
+from pipeline.core.settings import validate
 from pipeline.evaluation import Answer, evaluate, write_evaluation
 from pipeline.export.bundle import MANIFEST, mmproj_name, text_name
 from pipeline.export.mlbom import Metric, model_bom

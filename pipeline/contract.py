@@ -10,23 +10,18 @@ Invariants: a Contract that exists is consistent (labels can be told apart, the 
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import canonical_json, sha256_bytes
+from pipeline.core.settings import Frozen, validate
 
 DEFAULT_CONTRACT = Path(__file__).parent.parent / "android_fixtures" / "contract.json"
 
-Model = TypeVar("Model", bound=BaseModel)
+ChannelOrder = Literal["rgb", "bgr"]
 KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-
-
-class Frozen(BaseModel):
-    """A settings model: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ImageContract(Frozen):
@@ -42,7 +37,7 @@ class ImageContract(Frozen):
     """Skia's bilinear without mipmaps; ``lanczos`` and ``area`` are Pillow's LANCZOS and BOX."""
     offset: Literal["round_half_up", "floor"] = "round_half_up"
     """Where an odd margin goes: (size - scaled) / 2 rounded up at one half, or floored."""
-    channel_order: Literal["rgb", "bgr"] = "rgb"
+    channel_order: ChannelOrder = "rgb"
     """Order of the bytes handed to the model; the app's JNI bridge swaps to ``bgr``."""
     exif: Literal["ignore", "transpose"] = "ignore"
     """BitmapFactory ignores the orientation tag."""
@@ -121,7 +116,7 @@ class Gate(Frozen):
     """Multiplies the limits that follow from the measured noise floor (embeddings, logits)."""
     class_margin_points: float = Field(10.0, gt=0, le=100)
     """A label fails where the whole 95 % interval of its recall's difference is worse than this, percentage points."""
-    recall_floors: dict[str, float] = {}
+    recall_floors: dict[str, float] = Field(default_factory=dict)
     """Label -> recall, 0..1, that the candidate must reach."""
     baseline_factor: float = Field(1.5, ge=1)
     """Embeddings' and logits' differences may be this many times the committed baseline's."""
@@ -238,25 +233,6 @@ class Contract(Frozen):
                 f" {self.max_new_tokens} answer = {total} tokens, more than runtime.n_ctx {self.runtime.n_ctx}:"
                 " choose a smaller tiling.grid or, if the app can be changed, a larger n_ctx"
             )
-
-
-def _one_line(error: ValidationError) -> str:
-    parts = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "unknown key"
-        parts.append(f"{where}: {message}" if where else message)
-    return "; ".join(parts)
-
-
-def validate(model: type[Model], data: Any, where: str) -> Model:
-    """Build a settings model from plain data, or raise UserError that names ``where`` and every key at fault."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_one_line(error)}") from None
 
 
 def load_contract(path: Path = DEFAULT_CONTRACT) -> Contract:

@@ -13,11 +13,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
 from rich.cells import cell_len, set_cell_size
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_bytes, write_json, write_text
+from pipeline.core.settings import Frozen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,11 +26,7 @@ NO_ANSWER = "-"
 """Head of the column for answers in which no label was found."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Answer(_Frozen):
+class Answer(Frozen):
     """One image's truth and what the model said."""
 
     image_id: str
@@ -42,7 +38,7 @@ class Answer(_Frozen):
     """What the model wrote."""
 
 
-class ClassScore(_Frozen):
+class ClassScore(Frozen):
     """One label's scores, 0..1; a score that is 0/0 is 0."""
 
     label: str
@@ -53,7 +49,7 @@ class ClassScore(_Frozen):
     f1: float
 
 
-class Evaluation(_Frozen):
+class Evaluation(Frozen):
     """A model's scores over a set of images."""
 
     n: int

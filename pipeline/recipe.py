@@ -10,9 +10,10 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from pipeline.contract import Contract, Frozen, validate
+from pipeline.contract import Contract
 from pipeline.core.errors import UserError
-from pipeline.export.types import MmprojType, TextType
+from pipeline.core.gguf_types import MmprojType, TextType
+from pipeline.core.settings import Frozen, validate
 
 Part = Literal["frozen", "lora", "full"]
 

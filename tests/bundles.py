@@ -8,9 +8,9 @@ import numpy as np
 
 from pipeline.contract import Contract
 from pipeline.core.files import sha256_file, write_json
+from pipeline.core.toolchain import load_gguf
 from pipeline.export.bundle import CONTRACT, MANIFEST
 from pipeline.export.convert import KEY_CONTRACT
-from pipeline.export.toolchain import load_gguf
 from pipeline.recipe import Recipe
 
 TEXT, MMPROJ = "Tiny-Q8_0.gguf", "mmproj-Tiny-Q8_0.gguf"

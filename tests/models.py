@@ -12,9 +12,9 @@ import numpy as np
 
 from parity.engines.llamacpp import LlamaCppPredictor
 from pipeline.contract import Contract, Runtime, Tiling
+from pipeline.core.gguf_types import MmprojType, TextType
+from pipeline.core.toolchain import load_gguf
 from pipeline.export.convert import KEY_CONTRACT, KEY_RECIPE, Metadata, convert_mmproj, convert_text
-from pipeline.export.toolchain import load_gguf
-from pipeline.export.types import MmprojType, TextType
 from pipeline.models.smolvlm.embedded import build_model, build_tokenizer
 from pipeline.models.smolvlm.encoding import Encoder, make_encoder
 from pipeline.models.smolvlm.folder import VisionGeometry, load_tokenizer, read_geometry, write_model_folder

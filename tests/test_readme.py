@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.contract import validate
+from pipeline.core.settings import validate
 from pipeline.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent

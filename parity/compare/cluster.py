@@ -60,10 +60,10 @@ def run_on_ray(
 
     ``work`` is pickled, and each worker calls it with a shard's samples and folder; relative paths mean what they mean
     here. ``address``: of a running cluster (``auto``, ``host:port``); without it, a session on this machine that
-    listens on the loopback interface alone and ends with the call. Each worker has ``cpus`` cores and ``gpus`` GPUs,
-    and ``cpus`` OpenMP threads where ``OMP_NUM_THREADS`` is not set: the last digits of the reference's embeddings
-    follow from the number of threads, so that one process with as many gives the same, and one with more may not. Give
-    ``shards`` to go on with another number of workers: shards of another division start anew.
+    listens on the loopback interface alone and ends with the call. Each worker has ``cpus`` cores and ``gpus`` GPUs
+    (0: it sees none); ``work`` is to keep to as many threads. The last digits of the reference's embeddings follow from
+    the number of threads, so that one process with as many gives the same, and one with more may not. Give ``shards``
+    to go on with another number of workers: shards of another division start anew.
 
     Raises UserError: Ray is not installed, the cluster does not answer or has no node as large as a worker, a shard's
     work raised one, a shard's workers died more than :data:`MAX_RETRIES` times; and as

@@ -19,9 +19,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from parity.judge.verdict import Rung
-from parity.results import Header, Hex, LinesWriter, Number, _Keyed, _Line, read_lines
+from parity.results import Header
+from pipeline.core.jsonl import HeaderLine, Hex, Keyed, Line, LinesWriter, Number, read_lines
 from pipeline.core.provenance import digest
+
+Rung = Literal["S0", "S1", "S2", "S3", "S4", "S5", "S6", "S7"]
 
 RUNGS: dict[Rung, str] = {
     "S0": "decoded",
@@ -36,7 +38,7 @@ RUNGS: dict[Rung, str] = {
 """Rung -> the gate of that name."""
 
 
-class Measured(_Keyed):
+class Measured(Keyed):
     """What one image's comparison gave. A null stands where an earlier stage left nothing to compare (other shapes)."""
 
     decoded_equal: bool | None
@@ -74,7 +76,7 @@ class Measured(_Keyed):
     """S7"""
 
 
-class Spread(_Line):
+class Spread(Line):
     """A number over many images."""
 
     median: float
@@ -82,7 +84,7 @@ class Spread(_Line):
     largest: float
 
 
-class NoiseFloor(_Line):
+class NoiseFloor(Line):
     """Hugging Face in bfloat16 against Hugging Face in float32, on samples of the run."""
 
     samples: int
@@ -95,7 +97,7 @@ class NoiseFloor(_Line):
     labels_differ: int
 
 
-class Compared(_Line):
+class Compared(Line):
     """What is compared, whichever sides run it."""
 
     contract_sha256: Hex
@@ -108,8 +110,11 @@ class Compared(_Line):
     floor: NoiseFloor
 
 
-class LadderHeader(Compared):
-    """What was compared, between which results. ``kind`` tells the file from a side's results."""
+class LadderHeader(Compared, HeaderLine):
+    """What was compared, between which results."""
+
+    WHAT = "ladder"
+    MARK = "kind"
 
     schema_version: Literal[1] = 1
     kind: Literal["ladder"] = "ladder"

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parity.compare.ladder import Measured, NoiseFloor, Spread
-from parity.results import Row
+from parity.results import Row, label_kl
 from pipeline.models.prediction import Taps
 
 
@@ -82,15 +82,11 @@ def _compare_logits(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> t
 
 
 def _labels_kl(a: Row, b: Row) -> float | None:
-    """KL divergence over the labels, each side's probabilities made to sum to 1."""
+    """KL over the labels; None where a side has none or the sides have others, NaN where a value is no number."""
     if not a.label_logprobs or a.label_logprobs.keys() != b.label_logprobs.keys():
         return None
-    pairs = [(x, b.label_logprobs[label]) for label, x in a.label_logprobs.items()]
-    if any(value is None for pair in pairs for value in pair):
-        return float("nan")
-    p, q = (np.array(side, np.float64) for side in zip(*pairs, strict=True))
-    p, q = p - np.logaddexp.reduce(p), q - np.logaddexp.reduce(q)
-    return max(float(np.exp(p) @ (p - q)), 0.0)
+    found = label_kl(a, b)
+    return float("nan") if found is None else found
 
 
 def noise_floor(measured: Sequence[Measured]) -> NoiseFloor:

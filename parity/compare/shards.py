@@ -18,9 +18,10 @@ from typing import Any, Generic, TypeVar
 from parity.compare.ladder import LadderHeader, Measured, NoiseFloor, header_digest
 from parity.compare.runner import CANDIDATE, LADDER, REFERENCE
 from parity.compare.samples import Sample
-from parity.results import Header, Item, Row, _line, read_lines
+from parity.results import Header, Row
 from pipeline.core.errors import UserError
 from pipeline.core.files import lock, write_bytes
+from pipeline.core.jsonl import Item, line_of, read_lines
 
 FILES = (REFERENCE, CANDIDATE, LADDER)
 """What a shard leaves behind."""
@@ -31,8 +32,11 @@ Work = Callable[[list[Sample], Path], None]
 SHOWN = 20
 """Shards that a message names in full."""
 
+_THREADS = "n_threads"
+"""Key of ``runtime`` that follows from the machine, as ``device`` does."""
+
 _FREE: dict[type, dict[str, Any]] = {
-    Header: {"device": True},
+    Header: {"device": True, "runtime": {_THREADS}},
     LadderHeader: {
         "reference_sha256": True,
         "candidate_sha256": True,
@@ -106,9 +110,9 @@ def merge_results(paths: Sequence[Path], out: Path, keys: Sequence[str]) -> None
     """Write one side's rows of all shards to ``out``, in the order of ``keys``.
 
     ``paths``: shard 1's file, shard 2's, ...; that of a shard without images may be missing. Where the shards ran on
-    several machines, each value of ``device`` in which these differ has theirs, parted by `` | ``.
+    several machines, each value of ``device`` and the number of threads have all of theirs, parted by `` | ``.
 
-    Raises UserError: a file that cannot be read, headers that differ in more than ``device`` (naming both files and the
+    Raises UserError: a file that cannot be read, headers that differ in more than the machine (naming both files and the
     first field), two different rows for one image, an image that is not in ``keys``, images that are missing (naming
     the shards to run again).
     """
@@ -125,7 +129,7 @@ class _Parts(Generic[AnyHeader]):
     """Key -> line."""
 
     def content(self, header: AnyHeader, keys: Sequence[str]) -> bytes:
-        return _line(header) + b"".join(self.lines[key] for key in keys)
+        return line_of(header) + b"".join(self.lines[key] for key in keys)
 
 
 def _collect(paths: Sequence[Path], keys: Sequence[str], head: type[AnyHeader], item: type[Item]) -> _Parts[AnyHeader]:
@@ -140,7 +144,7 @@ def _collect(paths: Sequence[Path], keys: Sequence[str], head: type[AnyHeader], 
         headers[path], rows = read_lines(path, head, item)
         _same(headers, path)
         for key, row in rows.items():
-            line = _line(row)
+            line = line_of(row)
             if key not in known:
                 raise UserError(
                     f"{path} has image {row.image_id} (key {key}), which the dataset has not: delete the folder"
@@ -177,15 +181,25 @@ def _whole(paths: Sequence[Path], keys: Sequence[str], lines: dict[str, bytes]) 
 def _one_side(headers: dict[Path, Header]) -> Header:
     """The header of all shards."""
     first = next(iter(headers.values()))
-    machines = sorted({tuple(sorted(header.device.items())) for header in headers.values()})
+    machines = sorted({tuple(sorted(_machine(header).items())) for header in headers.values()})
     if len(machines) == 1:
         return first
     # Every value in the same order of machines, so that it shows which cpu goes with how many cores.
-    device = {}
+    joined = {}
     for field in sorted({field for machine in machines for field, _ in machine}):
         values = [dict(machine).get(field, "unknown") for machine in machines]
-        device[field] = values[0] if len(set(values)) == 1 else " | ".join(values)
-    return first.model_copy(update={"device": device})
+        joined[field] = values[0] if len(set(values)) == 1 else " | ".join(values)
+    threads = joined.pop(_THREADS, None)
+    runtime = first.runtime
+    if threads is not None and threads != str(runtime.get(_THREADS)):
+        runtime = runtime | {_THREADS: threads}
+    return first.model_copy(update={"device": joined, "runtime": runtime})
+
+
+def _machine(header: Header) -> dict[str, str]:
+    """What a shard's header says of its machine."""
+    threads = {_THREADS: str(header.runtime[_THREADS])} if _THREADS in header.runtime else {}
+    return header.device | threads
 
 
 def _one_ladder(headers: dict[Path, LadderHeader], reference: Header, candidate: Header) -> LadderHeader:

@@ -23,7 +23,7 @@ from parity.engines.libmtmd import Batch, Chunks, Tap, decode_file
 from pipeline.contract import Contract, KvType
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
-from pipeline.export.toolchain import LlamaLog, load_gguf
+from pipeline.core.toolchain import LlamaLog, load_gguf
 from pipeline.models.prediction import Prediction, Taps, log_softmax, top_logits
 from pipeline.models.smolvlm.encoding import Encoder, fed_bytes
 

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from parity.judge.verdict import Status, Verdict
-from parity.results import Hex, Results
-from pipeline.contract import Frozen
+from parity.results import Results
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
+from pipeline.core.jsonl import Hex
+from pipeline.core.settings import Frozen
 
 KEY_DIGITS = 16
 """Hex digits of a key that a baseline keeps: 64 bits tell 10,000 images apart with a chance of 3e-12 to err."""

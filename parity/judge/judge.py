@@ -15,7 +15,7 @@ from parity.judge.baseline import Baseline
 from parity.judge.gates import distances, inputs, scores
 from parity.judge.gates import ladder as rungs
 from parity.judge.gates.common import Pair
-from parity.judge.gates.limits import Limits, limits_of, parted_at
+from parity.judge.gates.limits import limits_of, parted_at
 from parity.judge.statistics import mcnemar_exact, noninferiority_p, pairs_needed, tango, wilson
 from parity.judge.verdict import (
     AllFlips,
@@ -25,6 +25,7 @@ from parity.judge.verdict import (
     Flip,
     Flips,
     GateResult,
+    Limits,
     Runs,
     RunScore,
     Side,
@@ -104,6 +105,7 @@ def judge(
         n=len(pairs),
         labels=contract.labels,
         gates=tuple(walked),
+        limits=limits,
         difference=difference,
         agreement=sum(a.label == b.label for a, b in pairs) / len(pairs),
         flips=_flips(pairs, ladder, limits),

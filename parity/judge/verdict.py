@@ -9,12 +9,14 @@ first red gate, or the first undecided one. Every confusion matrix sums to ``n``
 
 from typing import Literal
 
+from parity.compare.ladder import Rung
 from parity.results import Header
-from pipeline.contract import Frozen
+from pipeline.core.settings import Frozen
 
+SCHEMA_VERSION: Literal[3] = 3
+"""Of ``verdict.json``."""
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE", "REFUSED"]
 GateStatus = Literal["green", "red", "undecided", "not measured"]
-Rung = Literal["S0", "S1", "S2", "S3", "S4", "S5", "S6", "S7"]
 
 
 _NAMES = {"hf": "Hugging Face", "llamacpp": "llama.cpp"}
@@ -110,6 +112,21 @@ class Side(Frozen):
     """Phase -> median milliseconds an image."""
 
 
+class Limits(Frozen):
+    """What the ladder's numbers may be at most (:mod:`parity.judge.gates.limits`): the median over the images, and one
+    image on its own."""
+
+    embeddings: float
+    """S4: relative error."""
+    embeddings_each: float
+    logits: float
+    """S5: KL over the vocabulary, nats."""
+    logits_each: float
+    largest: float
+    """S5: largest difference of two logits, standard deviations."""
+    largest_each: float
+
+
 class Difference(Frozen):
     """Candidate's accuracy minus the reference's, in percentage points."""
 
@@ -196,7 +213,7 @@ class Runs(Frozen):
 class Verdict(Frozen):
     """All that is known of two sides; see the module's docstring."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = SCHEMA_VERSION
     status: Status
     exit_code: int
     """0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 REFUSED."""
@@ -212,6 +229,8 @@ class Verdict(Frozen):
     labels: tuple[str, ...]
     gates: tuple[GateResult, ...]
     """In the order in which a picture becomes an answer."""
+    limits: Limits | None
+    """Those that the gates of S4 and S5 were judged by; null where the ladder was not walked."""
     difference: Difference
     agreement: float
     """Share of images with equal answers; two answers without a label are equal."""

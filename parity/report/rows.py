@@ -5,14 +5,13 @@ The columns that the page's script reads are made here; one list a property, so 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from parity.compare.ladder import RUNGS, Ladder, Measured
-from parity.judge.gates.limits import Limits, limits_of, parted_at
-from parity.judge.verdict import Rung, Verdict, display_name
+from parity.compare.ladder import RUNGS, Ladder, Measured, Rung
+from parity.judge.gates.limits import parted_at
+from parity.judge.verdict import Verdict, display_name
 from parity.results import Results, Row
-from pipeline.contract import Gate
 
 Kind = Literal["same", "lost", "won", "other"]
 """Equal answers; right to wrong; wrong to right; wrong to other wrong."""
@@ -55,7 +54,6 @@ def pair_up(verdict: Verdict, reference: Results, candidate: Results, ladder: La
     stated: dict[str, Rung | None] = {}
     for flips in (verdict.flips.right_to_wrong, verdict.flips.wrong_to_right, verdict.flips.wrong_to_other_wrong):
         stated |= {flip.key: flip.parted_at for flip in flips.examples}
-    limits = limits_in(verdict, ladder) if ladder else None
     keys = sorted(reference.rows.keys() & candidate.rows.keys(), key=lambda key: (reference.rows[key].image_id, key))
     return [
         Pair(
@@ -63,18 +61,11 @@ def pair_up(verdict: Verdict, reference: Results, candidate: Results, ladder: La
             reference=reference.rows[key],
             candidate=candidate.rows[key],
             measured=rows.get(key),
-            parted=stated.get(key) or (parted_at(rows[key], limits) if limits and key in rows else None),
+            parted=stated.get(key)
+            or (parted_at(rows[key], verdict.limits) if verdict.limits and key in rows else None),
         )
         for index, key in enumerate(keys)
     ]
-
-
-def limits_in(verdict: Verdict, ladder: Ladder) -> Limits:
-    """The limits that the verdict's gates were judged by: all of them follow one ``noise_factor``, whatever it was."""
-    usual = limits_of(ladder.header, Gate())
-    stated = next((gate.limit for gate in verdict.gates if gate.rung == "S4" and gate.limit is not None), None)
-    factor = 1.0 if stated is None else stated / usual.embeddings
-    return Limits(**{name: value * factor for name, value in asdict(usual).items()})
 
 
 def probabilities(row: Row, labels: Sequence[str]) -> list[float | None]:

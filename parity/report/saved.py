@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from parity.compare.ladder import Ladder
 from parity.judge.judge import find_ladder
-from parity.judge.verdict import Verdict
+from parity.judge.verdict import SCHEMA_VERSION, Verdict
 from parity.results import Results, read_results
 from pipeline.core.errors import UserError
 
@@ -57,8 +57,10 @@ def read_verdict(path: Path) -> Verdict:
     except ValueError as error:
         raise UserError(f"verdict {path} is not valid JSON: {error}") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != 2:
-        raise UserError(f"verdict {path} has schema version {version}, and this program reads version 2: judge again")
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"verdict {path} has schema version {version}, and this program reads version {SCHEMA_VERSION}: judge again"
+        )
     try:
         return Verdict.model_validate_json(json.dumps(data))
     except ValidationError as error:

@@ -16,20 +16,12 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from parity.judge.gates.limits import (
-    BASE_FACTOR,
-    EMBEDDINGS_FACTOR,
-    KV_FACTOR,
-    LEAST_EMBEDDINGS,
-    LEAST_FLOATS,
-    LEAST_KL,
-    MMPROJ_FACTOR,
-    TEXT_FACTOR,
-)
+from parity.judge.gates.limits import LEAST_FLOATS, embeddings_limit, logits_factor, logits_limit
 from parity.report.screen import MAX_WIDTH, plain, section
-from parity.results import Number
-from pipeline.contract import Frozen, KvType, Runtime
-from pipeline.export.types import MmprojType, TextType
+from pipeline.contract import KvType, Runtime
+from pipeline.core.gguf_types import MmprojType, TextType
+from pipeline.core.jsonl import Number
+from pipeline.core.settings import Frozen
 
 Takes = Literal["own", "pixels", "embeddings"]
 PartName = Literal[
@@ -172,7 +164,16 @@ def attribute(rows: Mapping[str, SwapRow], noise_factor: float) -> Attribution:
     text_type, mmproj_type, runtime = shipped.variant.llama
 
     def beyond(name: str) -> bool:
-        return _beyond(rows[name], floor, noise_factor)
+        row = rows[name]
+        text, mmproj, used = row.variant.llama
+        if row.variant.takes == "embeddings":
+            mmproj = "F32"  # it had no part in what was decoded
+        else:
+            limit = embeddings_limit(floor.embeddings_error or 0.0, mmproj, noise_factor)
+            if row.embeddings_error is None or row.embeddings_error > limit:
+                return True
+        factor = logits_factor(text, mmproj, f"{used.type_k}/{used.type_v}")
+        return row.kl_median is None or row.kl_median > logits_limit(floor.kl_median or 0.0, factor, noise_factor)
 
     kv = f"KV {kv_name(runtime)}, flash attention {'on' if runtime.flash_attn else 'off'}"
     chain: tuple[tuple[PartName, str, str, str | None], ...] = (
@@ -219,18 +220,6 @@ def _square(row: SwapRow) -> float | None:
 
 def _same_pictures(row: SwapRow) -> bool:
     return row.tiles_floats is not None and row.tiles_floats <= LEAST_FLOATS
-
-
-def _beyond(row: SwapRow, floor: SwapRow, noise_factor: float) -> bool:
-    text_type, mmproj_type, runtime = row.variant.llama
-    factor = BASE_FACTOR + TEXT_FACTOR[text_type] + KV_FACTOR[runtime.type_k] + KV_FACTOR[runtime.type_v]
-    if row.variant.takes != "embeddings":
-        factor += MMPROJ_FACTOR[mmproj_type]
-        allowed = noise_factor * EMBEDDINGS_FACTOR[mmproj_type] * (floor.embeddings_error or 0.0)
-        if row.embeddings_error is None or row.embeddings_error > max(allowed, LEAST_EMBEDDINGS):
-            return True
-    allowed = noise_factor * factor * (floor.kl_median or 0.0)
-    return row.kl_median is None or row.kl_median > max(allowed, LEAST_KL)
 
 
 _FIXES: dict[PartName, str] = {

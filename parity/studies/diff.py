@@ -18,8 +18,8 @@ from parity.judge.statistics import mcnemar_exact, tango
 from parity.judge.verdict import Drift
 from parity.report.screen import plain, section
 from parity.results import Header, Results
-from pipeline.contract import Frozen
 from pipeline.core.errors import EXIT_FAIL, EXIT_PASS, UserError
+from pipeline.core.settings import Frozen
 
 LISTED = 20
 """Images that a list names at most."""

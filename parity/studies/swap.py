@@ -40,14 +40,15 @@ from parity.studies.attribution import (
     runtime_row,
     text_row,
 )
-from pipeline.contract import Contract, Runtime, validate
+from pipeline.contract import Contract, Runtime
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file, write_json, write_text
+from pipeline.core.gguf_types import MmprojType, TextType
 from pipeline.core.progress import Advance, Reporter
 from pipeline.core.provenance import digest, machine, versions
+from pipeline.core.settings import validate
 from pipeline.export.bundle import mmproj_name, text_name
 from pipeline.export.half import Exporter, Half
-from pipeline.export.types import MmprojType, TextType
 from pipeline.models.prediction import Taps
 from pipeline.workflow.build import Build
 from pipeline.workflow.stage import Stage

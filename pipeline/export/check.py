@@ -13,9 +13,9 @@ import numpy as np
 from pipeline.contract import Contract
 from pipeline.core.errors import CheckFailed
 from pipeline.core.files import canonical_json, sha256_bytes
+from pipeline.core.gguf_types import MATRIX_TYPES, MmprojType, TextType
+from pipeline.core.toolchain import load_gguf
 from pipeline.export.convert import KEY_ADD_BOS, KEY_CONTRACT, KEY_RECIPE
-from pipeline.export.toolchain import load_gguf
-from pipeline.export.types import MATRIX_TYPES, MmprojType, TextType
 from pipeline.models.smolvlm.folder import read_geometry
 
 

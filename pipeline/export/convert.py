@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import CheckFailed
-from pipeline.export.toolchain import LlamaLog, load_gguf, source_tree
-from pipeline.export.types import MmprojType, TextType
+from pipeline.core.gguf_types import MmprojType, TextType
+from pipeline.core.toolchain import LlamaLog, load_gguf, source_tree
 
 # enum llama_ftype in include/llama.h
 _FTYPE: dict[TextType, int] = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.contract import DEFAULT_CONTRACT, Contract, Runtime, load_contract, validate
+from pipeline.contract import DEFAULT_CONTRACT, Contract, Runtime, load_contract
 from pipeline.core.errors import UserError
+from pipeline.core.settings import validate
 
 FIVE = ("water", "land", "fire", "wood", "metal")
 FORTY = tuple(f"kind number {number:02d}" for number in range(40))

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from parity.compare.ladder import RUNGS, Ladder, Measured
-from parity.judge.verdict import GateResult, GateStatus, Rung, Worst
+from parity.compare.ladder import RUNGS, Ladder, Measured, Rung
+from parity.judge.verdict import GateResult, GateStatus, Worst
 from parity.results import Row
 
 EXAMPLES = 3

@@ -11,9 +11,9 @@ from typing import Any
 
 from parity.compare.ladder import Ladder, Measured, Spread
 from parity.judge.gates.common import NO_LADDER, Pair, greatest, measured_rows, named, result
-from parity.judge.gates.limits import LABELS_KL, SHARE_BEYOND, Limits, embeddings_comparable, tiles_equal
-from parity.judge.verdict import GateResult
-from parity.results import Row
+from parity.judge.gates.limits import LABELS_KL, SHARE_BEYOND, embeddings_comparable, tiles_equal
+from parity.judge.verdict import GateResult, Limits
+from parity.results import label_kl
 from pipeline.contract import Gate
 
 
@@ -195,18 +195,3 @@ def _label_logits(pairs: Sequence[Pair], gate: Gate) -> GateResult:
         " model, or too coarse a quantization"
     )
     return result("logits", "red", detail, cause, _LOGITS.too_far[1], **numbers)
-
-
-def label_kl(a: Row, b: Row) -> float | None:
-    """KL over the labels that both have, each side's made to sum to 1, nats; None where a value is no number."""
-    labels = [label for label in a.label_logprobs if label in b.label_logprobs]
-    sides = []
-    for row in (a, b):
-        values = [row.label_logprobs[label] for label in labels]
-        if any(value is None for value in values):
-            return None
-        known = [value for value in values if value is not None]
-        top = max(known)
-        total = top + math.log(sum(math.exp(value - top) for value in known))
-        sides.append([value - total for value in known])
-    return max(sum(math.exp(x) * (x - y) for x, y in zip(*sides, strict=True)), 0.0)

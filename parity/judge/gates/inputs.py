@@ -9,7 +9,7 @@ from parity.judge.gates.common import Pair, greatest, named, result, short
 from parity.judge.verdict import GateResult
 from parity.results import Header, Results
 from pipeline.contract import Contract
-from pipeline.export.types import MATRIX_TYPES
+from pipeline.core.gguf_types import MATRIX_TYPES
 
 LLAMA_KEYS = ("llama-cpp-python", "llama_commit")
 """The versions that say which llama.cpp a side knows."""

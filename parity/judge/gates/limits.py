@@ -6,10 +6,9 @@ follow from the floor; the tables below have it.
 """
 
 import math
-from dataclasses import dataclass
 
-from parity.compare.ladder import LadderHeader, Measured, Spread
-from parity.judge.verdict import Rung
+from parity.compare.ladder import LadderHeader, Measured, Rung, Spread
+from parity.judge.verdict import Limits
 from pipeline.contract import Gate
 
 # Measured as multiples of the floor (medians), each part alone in an F32 model with an F32 cache, on embedded:tiny
@@ -62,18 +61,6 @@ SHARE_BEYOND = 0.25
 """Share of the images that may be beyond their own limit. The median alone would let two fifths be broken."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """For the median over the images, and for one image on its own."""
-
-    embeddings: float
-    embeddings_each: float
-    logits: float
-    logits_each: float
-    largest: float
-    largest_each: float
-
-
 def limits_of(header: LadderHeader, gate: Gate) -> Limits:
     """The limits for what was compared.
 
@@ -82,9 +69,9 @@ def limits_of(header: LadderHeader, gate: Gate) -> Limits:
     that no table has takes the table's greatest factor.
     """
     floor = header.floor
-    embeddings = max(gate.noise_factor * embeddings_factor(header) * floor.embeddings_error.median, LEAST_EMBEDDINGS)
-    factor = logits_factor(header)
-    logits = max(gate.noise_factor * factor * floor.logits_kl.median, LEAST_KL)
+    embeddings = embeddings_limit(floor.embeddings_error.median, header.mmproj_type, gate.noise_factor)
+    factor = logits_factor(header.text_type, header.mmproj_type, header.kv_type)
+    logits = logits_limit(floor.logits_kl.median, factor, gate.noise_factor)
     largest = max(gate.noise_factor * LARGEST_FACTOR * math.sqrt(factor) * floor.logits_max.median, LEAST_LARGEST)
     return Limits(
         embeddings=embeddings,
@@ -96,16 +83,21 @@ def limits_of(header: LadderHeader, gate: Gate) -> Limits:
     )
 
 
-def embeddings_factor(header: LadderHeader) -> float:
-    """On the floor's median relative error."""
-    return _of(EMBEDDINGS_FACTOR, header.mmproj_type)
+def embeddings_limit(floor: float, mmproj_type: str, noise_factor: float) -> float:
+    """Of the embeddings' median relative error, where bfloat16 alone makes ``floor``."""
+    return max(noise_factor * _of(EMBEDDINGS_FACTOR, mmproj_type) * floor, LEAST_EMBEDDINGS)
 
 
-def logits_factor(header: LadderHeader) -> float:
-    """On the floor's median KL."""
-    keys, _, values = header.kv_type.partition("/")
+def logits_factor(text_type: str, mmproj_type: str, kv_type: str) -> float:
+    """On the floor's median KL. ``kv_type``: of keys and values, ``q4_0/q4_0``. An F32 half adds nothing."""
+    keys, _, values = kv_type.partition("/")
     cache = _of(KV_FACTOR, keys) + _of(KV_FACTOR, values or keys)
-    return BASE_FACTOR + _of(TEXT_FACTOR, header.text_type) + _of(MMPROJ_FACTOR, header.mmproj_type) + cache
+    return BASE_FACTOR + _of(TEXT_FACTOR, text_type) + _of(MMPROJ_FACTOR, mmproj_type) + cache
+
+
+def logits_limit(floor: float, factor: float, noise_factor: float) -> float:
+    """Of the median KL, nats, where bfloat16 alone makes ``floor``."""
+    return max(noise_factor * factor * floor, LEAST_KL)
 
 
 def _of(table: dict[str, float], name: str) -> float:
@@ -134,6 +126,8 @@ def parted_at(row: Measured, limits: Limits) -> Rung | None:
     if row.embeddings_error is None or row.embeddings_error > limits.embeddings_each:
         return "S4"
     if row.logits_kl is None or row.logits_kl > limits.logits_each:
+        return "S5"
+    if row.logits_max is None or row.logits_max > limits.largest_each:
         return "S5"
     return None if row.generated_equal else "S6"
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.export.toolchain import load_gguf
+from pipeline.core.toolchain import load_gguf
 
 
 class Draft:

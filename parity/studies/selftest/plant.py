@@ -23,10 +23,10 @@ from parity.results import Results, Row, read_results
 from parity.run import FILES, open_run
 from parity.studies.selftest.bench import Bench, Evidence
 from parity.studies.selftest.faults import BAD_INPUT, CONTROLS, FAULTS, NOWHERE, Fault
-from pipeline.contract import Frozen
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes, write_json, write_text
 from pipeline.core.progress import Reporter
+from pipeline.core.settings import Frozen
 from pipeline.export.bundle import mmproj_name, text_name
 from pipeline.workflow.build import Build
 

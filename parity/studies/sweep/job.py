@@ -25,14 +25,15 @@ from parity.studies.sweep.picture import draw
 from parity.studies.sweep.recording import record
 from parity.studies.sweep.table import Cost, PairFailed, PairScore, Sweep, fronts, markdown, pair_name, smallest_passing
 from parity.studies.sweep.worker import COST, PairJob
-from pipeline.contract import Contract, validate
+from pipeline.contract import Contract
 from pipeline.core.errors import EXIT_USAGE, CheckFailed, UserError
 from pipeline.core.files import write_bytes, write_json, write_text
+from pipeline.core.gguf_types import MmprojType, TextType
 from pipeline.core.progress import Advance, Reporter
 from pipeline.core.provenance import digest, folder_hashes, machine, versions
+from pipeline.core.settings import validate
+from pipeline.core.toolchain import load_gguf
 from pipeline.export.half import Exporter, Half
-from pipeline.export.toolchain import load_gguf
-from pipeline.export.types import MmprojType, TextType
 from pipeline.workflow.build import Build
 from pipeline.workflow.stage import Stage
 

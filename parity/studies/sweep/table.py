@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.judge.verdict import Status
-from pipeline.contract import Frozen
 from pipeline.core.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS
+from pipeline.core.settings import Frozen
 
 BUSY_CORES = 0.2
 """Cores that others may use, on average, before the times are said to be of a busy machine."""

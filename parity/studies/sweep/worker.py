@@ -22,10 +22,11 @@ from parity.engines.header import encoder_of
 from parity.engines.pair import open_llamacpp
 from parity.studies.sweep.recording import Recorded
 from parity.studies.sweep.table import Cost
-from pipeline.contract import Contract, Frozen
+from pipeline.contract import Contract
 from pipeline.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 from pipeline.core.files import write_json
 from pipeline.core.progress import Advance, Reporter
+from pipeline.core.settings import Frozen
 from pipeline.dataset.records import Record
 
 COST = "cost.json"
@@ -71,7 +72,7 @@ class _Relay(Reporter):
 
 def run_pair(job: PairJob) -> None:
     """Hold the pair against the recorded reference, going on with what is in ``job.out``; then write ``cost.json``."""
-    from pipeline.export.toolchain import load_gguf
+    from pipeline.core.toolchain import load_gguf
 
     load_gguf()  # libraries are not to be counted as the pair's memory
 

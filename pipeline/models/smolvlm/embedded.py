@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UserError
-from pipeline.export.toolchain import load_gguf
+from pipeline.core.toolchain import load_gguf
 
 # Ids as in SmolVLM-256M/500M: 49152 <global-img>, then 36 rows and columns, 49189, 49190, ..., 49279.
 ADDED_TOKENS = [

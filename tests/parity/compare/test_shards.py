@@ -117,11 +117,11 @@ def write(
     todo: Sequence[Sample],
     folder: Path,
     ms: float = 1.0,
-    device: dict[str, str] | None = None,
     floor: dict[str, object] | None = None,
+    **changes: object,
 ) -> None:
     """Answer like a run: append to the three files, going on from what they hold."""
-    headers = {name: header(side, **({"device": device} if device else {})) for name, side in SIDES.items()}
+    headers = {name: header(side, **changes) for name, side in SIDES.items()}
     for name, side in SIDES.items():
         with ResultsWriter(folder / name, headers[name]) as writer:
             for sample in todo:
@@ -248,7 +248,7 @@ def test_many_missing_shards_are_counted(tmp_path: Path) -> None:
             {"versions": {"torch": "2.13.0", "numpy": "2"}},
             "versions.numpy is absent in the first and '2' in the second",
         ),
-        ({"runtime": {"n_threads": 4, "fed": "rgb"}}, "runtime.n_threads is 2 in the first and 4 in the second"),
+        ({"runtime": {"n_threads": 2, "fed": "bgr"}}, "runtime.fed is 'rgb' in the first and 'bgr' in the second"),
         ({"prompt_token_ids": [1, -1, -1, 3]}, "prompt_token_ids.3 is 2 in the first and 3 in the second"),
         ({"prompt_token_ids": [1]}, "prompt_token_ids is a list of 4 in the first and a list of 1 in the second"),
     ],
@@ -276,10 +276,12 @@ def test_several_machines_stand_in_the_header_and_the_noise_floor_is_the_greates
         ({"cpu": "Xeon", "cores": "8", "system": "Linux"}, {}),
     ]
     for shard, (device, floor) in enumerate(machines, start=1):
-        write(select(todo, 3, shard), shard_folder(tmp_path, 3, shard), device=device, floor=floor)
+        runtime = {"n_threads": 4 if device["cores"] == "8" else 2, "fed": "rgb"}
+        write(select(todo, 3, shard), shard_folder(tmp_path, 3, shard), floor=floor, device=device, runtime=runtime)
     merge_shards(tmp_path, 3, [sample.key for sample in todo])
     merged = read_results(tmp_path / CANDIDATE).header
-    assert merged == header("llamacpp", device={"cores": "2 | 8", "cpu": "EPYC | Xeon", "system": "Linux"})
+    about = {"device": {"cores": "2 | 8", "cpu": "EPYC | Xeon", "system": "Linux"}}
+    assert merged == header("llamacpp", **about, runtime={"n_threads": "2 | 4", "fed": "rgb"})
     top = read_ladder(tmp_path / LADDER).header
     assert top.candidate_sha256 == header_digest(merged)
     assert top.floor.logits_kl.model_dump() == {"median": 0.1, "p95": 0.25, "largest": 0.5}

@@ -499,6 +499,8 @@ def test_a_floor_of_a_label_without_images_is_open() -> None:
         ({"embeddings_error": None}, "S4"),
         ({"logits_kl": 0.1}, "S5"),
         ({"logits_kl": None}, "S5"),
+        ({"logits_max": 0.5}, "S5"),
+        ({"logits_max": None}, "S5"),
         ({"generated_equal": False}, "S6"),
         ({"label_equal": False}, None),
         ({"logits_kl": 1e-3, "embeddings_error": 0.0165}, None),  # beyond the median's limit, within an image's own

@@ -29,8 +29,8 @@ from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
 from pipeline.core.progress import Reporter
+from pipeline.core.toolchain import load_gguf
 from pipeline.dataset.records import Record
-from pipeline.export.toolchain import load_gguf
 
 ROOT = Path(__file__).parents[3]
 QUIET = Reporter(Console(), quiet=True)

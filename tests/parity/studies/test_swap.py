@@ -25,9 +25,9 @@ from pipeline.contract import Contract, Runtime
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
 from pipeline.core.progress import Reporter
+from pipeline.core.toolchain import load_gguf
 from pipeline.export import half
 from pipeline.export.half import Exporter
-from pipeline.export.toolchain import load_gguf
 
 pytestmark = pytest.mark.slow
 

@@ -54,12 +54,12 @@ from parity.studies.sweep.worker import PairJob
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes, write_json
+from pipeline.core.gguf_types import TextType
 from pipeline.core.progress import Advance, Reporter
 from pipeline.dataset.records import Record
 from pipeline.export import half
 from pipeline.export.convert import convert_mmproj
 from pipeline.export.half import Exporter
-from pipeline.export.types import TextType
 from pipeline.models.prediction import Prediction, Taps
 from pipeline.workflow.build import Build
 

@@ -134,7 +134,7 @@ def test_the_stages_of_a_build_depend_on_what_they_run_and_on_nothing_else() -> 
         "pipeline/models/smolvlm/inference.py",
         "pipeline/models/prediction.py",
     } <= train
-    assert {"pipeline/export/toolchain.py", "pipeline/export/check.py", "pipeline/export/verify.py"} & export
+    assert {"pipeline/core/toolchain.py", "pipeline/export/check.py", "pipeline/export/verify.py"} & export
     assert not any(name.startswith(("pipeline/training", "pipeline/export/convert")) for name in dataset)
     assert "pipeline/letterbox.py" not in merge | export
     assert not any(name.startswith("parity/") for name in dataset | train | merge | export)
@@ -143,7 +143,7 @@ def test_the_stages_of_a_build_depend_on_what_they_run_and_on_nothing_else() -> 
 def test_each_side_depends_on_its_own_engine() -> None:
     hf, llama = files(open_hf), files(open_llamacpp)
     assert "parity/engines/llamacpp.py" not in hf
-    assert {"parity/engines/llamacpp.py", "parity/engines/libmtmd.py", "pipeline/export/toolchain.py"} <= llama
+    assert {"parity/engines/llamacpp.py", "parity/engines/libmtmd.py", "pipeline/core/toolchain.py"} <= llama
     assert "pipeline/models/smolvlm/encoding.py" in hf & llama
 
 

@@ -25,11 +25,11 @@ from models import (
 from pipeline.contract import Contract, Tiling
 from pipeline.core.errors import CheckFailed
 from pipeline.core.files import sha256_file
+from pipeline.core.gguf_types import MmprojType, TextType
 from pipeline.core.provenance import folder_hashes
 from pipeline.export.bundle import mmproj_name, text_name, write_bundle
 from pipeline.export.check import check_mmproj, check_text
 from pipeline.export.convert import KEY_CONTRACT, KEY_RECIPE, _quantize, convert_text
-from pipeline.export.types import MmprojType, TextType
 from pipeline.models.prediction import Prediction
 from pipeline.models.smolvlm.folder import load_model, load_tokenizer, read_geometry, write_model_folder
 from pipeline.models.smolvlm.inference import HfPredictor

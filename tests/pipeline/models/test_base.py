@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.contract import Tiling
 from pipeline.core.errors import UserError
 from pipeline.core.provenance import folder_hashes
-from pipeline.export.toolchain import LlamaLog
+from pipeline.core.toolchain import LlamaLog
 from pipeline.models.base import base_folder, make_base
 from pipeline.models.prediction import log_softmax
 from pipeline.models.smolvlm.embedded import build_model, build_tokenizer, smollm2_gguf
