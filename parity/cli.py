@@ -82,7 +82,7 @@ def run(
     sys.exit(verdict.exit_code)
 
 
-@app.command(help="Run the Hugging Face side alone over the validation images.")
+@app.command(help="Run the Hugging Face side alone over the test images.")
 def hf(recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
     from parity.run import open_run
 
@@ -90,7 +90,7 @@ def hf(recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, q
         typer.echo(job.answer("hf"))
 
 
-@app.command(help="Run the llama.cpp side alone over the validation images.")
+@app.command(help="Run the llama.cpp side alone over the test images.")
 def llamacpp(
     recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False, feed: FedOrder = None
 ) -> None:
@@ -206,7 +206,7 @@ def swap(
     assignments: Assignments = None,
     runs: Runs = RUNS,
     quiet: Quiet = False,
-    samples: Annotated[int, typer.Option(min=1, help="Validation images to try, taken evenly over all.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Images to try, taken evenly over all.")] = 64,
     out: Annotated[Path | None, typer.Option(help="Folder to write into; by default swap in the run's.")] = None,
 ) -> None:
     from rich.console import Console
@@ -273,9 +273,7 @@ def sweep(
         str, typer.Option(help="Types of the language half, commas between them.")
     ] = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,F16",
     mmproj: Annotated[str, typer.Option(help="Types of the vision half, commas between them.")] = "F16,Q8_0",
-    samples: Annotated[
-        int | None, typer.Option(help="Validation images to use, evenly over all; by default all.")
-    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Images to use, evenly over all; by default all.")] = None,
 ) -> None:
     from rich.console import Console
 

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.core.jsonl import HeaderLine, Hex, Keyed, LinesWriter, Number, read_lines
+from pipeline.dataset.split import Split
 
 
 class Header(HeaderLine):
@@ -19,13 +20,15 @@ class Header(HeaderLine):
     WHAT = "results"
     MARK = "side"
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     side: str = Field(min_length=1)
     """``hf``, ``llamacpp``, ``device``, ..."""
     contract_sha256: Hex
     """:attr:`pipeline.contract.Contract.digest`"""
     dataset_sha256: Hex
     """:attr:`pipeline.dataset.records.Dataset.digest`"""
+    split: Split | None = None
+    """Which of the dataset's images were answered; null where the side does not say."""
     model: dict[str, Hex]
     """Role -> SHA-256 of the file or folder used: ``model`` and ``mmproj`` for llama.cpp, ``merged`` for hf."""
     weights_sha256: Hex | None = None

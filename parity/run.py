@@ -1,4 +1,4 @@
-"""The main job: build the bundle, run both sides over the validation images, judge, report.
+"""The main job: build the bundle, run both sides over the test images, judge, report.
 
 runs/<recipe>/parity/  hf.results.jsonl  llamacpp.results.jsonl  ladder.jsonl  noise.json  worst/
                        verdict.json  verdict.txt  report.html  junit.xml  summary.md  model.cdx.json
@@ -24,7 +24,7 @@ from parity.judge.baseline import Baseline
 from parity.judge.goldens import letterbox_gate
 from parity.judge.judge import judge, write_verdict
 from parity.judge.verdict import Verdict
-from parity.results import read_results
+from parity.results import Results, read_results
 from pipeline.contract import Contract
 from pipeline.core.files import write_json
 from pipeline.core.progress import Reporter
@@ -161,13 +161,23 @@ class Run:
 
         reference, candidate = (read_results(self.folder / name) for name in FILES.values())
         ladder = read_ladder(self.folder / LADDER) if with_ladder else None
-        _evaluate(self.build, list(reference.rows.values()))
+        self._evaluate(reference)
         verdict = judge(reference, candidate, self.contract, [letterbox_gate()], ladder, baseline=baseline)
         write_verdict(verdict, self.folder / "verdict.json")
         paths = {sample.key: sample.path for sample in self.samples}
         write_reports(verdict, reference, candidate, ladder, lambda key: paths[key].read_bytes(), self.folder)
         write_json(self.folder / "model.cdx.json", _bill_of_materials(self.build, verdict))
         return verdict
+
+    def _evaluate(self, reference: Results) -> None:
+        """Score the reference side alone; written into ``evaluation/``."""
+        paths = {sample.key: sample.record.image_path for sample in self.samples}
+        answers = [
+            Answer(image_id=row.image_id, image_path=paths[key], truth=row.truth, label=row.label, text=row.text)
+            for key, row in reference.rows.items()
+        ]
+        scores = evaluate(answers, self.contract.labels, self.samples[0].split)
+        write_evaluation(scores, self.build.root / "evaluation")
 
 
 @contextmanager
@@ -309,17 +319,6 @@ def _score(path: Path) -> str:
     return f"{right} of {len(rows)} right, {right / len(rows):.1%}"
 
 
-def _evaluate(build: Build, rows: Sequence[Any]) -> None:
-    """Score the reference side alone; written into ``evaluation/``."""
-    records = json.loads((build.dataset_folder / "val.json").read_text(encoding="utf-8"))  # checked when it ran
-    paths = {record["image_id"]: record["image_path"] for record in records}
-    answers = [
-        Answer(image_id=row.image_id, image_path=paths[row.image_id], truth=row.truth, label=row.label, text=row.text)
-        for row in rows
-    ]
-    write_evaluation(evaluate(answers, build.recipe.contract.labels), build.root / "evaluation")
-
-
 def _bill_of_materials(build: Build, verdict: Verdict) -> dict[str, Any]:
     manifest = json.loads((build.bundle_folder / MANIFEST).read_text(encoding="utf-8"))
     config = json.loads((build.merged_folder / "config.json").read_text(encoding="utf-8"))
@@ -331,7 +330,7 @@ def _bill_of_materials(build: Build, verdict: Verdict) -> dict[str, Any]:
         metrics=_metrics(verdict),
         properties={
             "verdict": verdict.status,
-            "validation_images": str(verdict.n),
+            f"{verdict.split or 'judged'}_images": str(verdict.n),
             "margin_points": f"{verdict.difference.margin_points:g}",
             "fed": str(verdict.candidate_header.runtime["fed"]),
         },

@@ -95,7 +95,7 @@ _stage("merge", "Merge the adapter into the base model and test that nothing was
 _stage("export", "Write the bundle: both GGUFs, re-opened and checked, contract and manifest.")
 
 
-@app.command(help="Evaluate the fine-tuned model on the validation images: accuracy, per class, confusion, errors.")
+@app.command(help="Evaluate the fine-tuned model on the test images: accuracy, per class, confusion, errors.")
 def evaluate(recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
     from pipeline.evaluation import evaluation_text
 

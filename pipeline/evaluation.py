@@ -18,6 +18,7 @@ from rich.cells import cell_len, set_cell_size
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_bytes, write_json, write_text
 from pipeline.core.settings import Frozen
+from pipeline.dataset.split import Split
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,6 +53,8 @@ class ClassScore(Frozen):
 class Evaluation(Frozen):
     """A model's scores over a set of images."""
 
+    split: Split
+    """Which of the dataset's images these are."""
     n: int
     correct: int
     accuracy: float
@@ -67,8 +70,8 @@ class Evaluation(Frozen):
     """Every wrong answer, in the order given."""
 
 
-def evaluate(answers: Sequence[Answer], labels: Sequence[str]) -> Evaluation:
-    """Score ``answers`` under a contract's ``labels``.
+def evaluate(answers: Sequence[Answer], labels: Sequence[str], split: Split = "validation") -> Evaluation:
+    """Score ``answers``, those of ``split``, under a contract's ``labels``.
 
     Raises UserError: no answers, or a truth or label that is none of ``labels``.
     """
@@ -76,7 +79,7 @@ def evaluate(answers: Sequence[Answer], labels: Sequence[str]) -> Evaluation:
 
     index = {label: number for number, label in enumerate(labels)}
     if not answers:
-        raise UserError("there are no answers to evaluate: the validation split is empty")
+        raise UserError(f"there are no answers to evaluate: the {split} split is empty")
     for answer in answers:
         for label in (answer.truth, answer.label):
             if label is not None and label not in index:
@@ -93,6 +96,7 @@ def evaluate(answers: Sequence[Answer], labels: Sequence[str]) -> Evaluation:
     occurring = [score.f1 for number, score in enumerate(per_class) if number in {*truths, *given}]
     errors = tuple(answer for answer in answers if answer.label != answer.truth)
     return Evaluation(
+        split=split,
         n=len(answers),
         correct=len(answers) - len(errors),
         accuracy=(len(answers) - len(errors)) / len(answers),
@@ -117,7 +121,8 @@ def evaluation_text(evaluation: Evaluation) -> str:
     e = evaluation
     width = max(cell_len(label) for label in (*e.labels, "macro"))
     lines = [
-        f"accuracy {e.accuracy:.2%} ({e.correct} of {e.n}), macro F1 {e.macro_f1:.4f}, no answer {e.unanswered}",
+        f"accuracy {e.accuracy:.2%} ({e.correct} of {e.n} {e.split} images), macro F1 {e.macro_f1:.4f},"
+        f" no answer {e.unanswered}",
         "",
         f"{'':{width}}  precision  recall      F1  images",
     ]

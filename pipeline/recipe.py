@@ -26,7 +26,13 @@ class DatasetSettings(Frozen):
     """Folder of labelled photos (``labels.json`` or one sub-folder a class); for ``source: photos``."""
     n_per_class: int = Field(240, ge=2)
     """Pictures to generate for each label; for ``source: embedded``."""
-    val_fraction: float = Field(0.2, gt=0, lt=1)
+    val_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of the images that the best checkpoint is chosen on."""
+    test_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the images that the verdict is given on and no choice has seen; with ``source: embedded``, extra ones.
+    Without any test images the verdict uses the validation images, and says so."""
+    test_path: str | None = None
+    """Another folder of labelled photos, for the test alone, in place of ``test_fraction``."""
     limit_per_class: int | None = Field(None, ge=2)
     """Take at most this many photos of a label, for a quick try."""
 
@@ -34,8 +40,12 @@ class DatasetSettings(Frozen):
     def _consistent(self) -> Self:
         if self.source == "photos" and not self.path:
             raise ValueError("source 'photos' needs 'path', the folder of labelled photos")
-        if self.source == "embedded" and (self.path or self.limit_per_class):
-            raise ValueError("source 'embedded' takes neither 'path' nor 'limit_per_class'")
+        if self.source == "embedded" and (self.path or self.test_path or self.limit_per_class):
+            raise ValueError("source 'embedded' takes neither 'path', 'test_path' nor 'limit_per_class'")
+        if self.test_path and self.test_fraction:
+            raise ValueError("give 'test_path' or 'test_fraction': the test images come from one of them")
+        if self.source == "photos" and self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("'val_fraction' and 'test_fraction' leave no images to train on: make them smaller")
         return self
 
 

@@ -30,9 +30,10 @@ KEPT = 5
 """Images whose tensors are kept for study."""
 
 
-def kept_by(header: Header) -> Header:
-    """A side's header with the digest of the code here, too: rows that other code kept are no part of a run."""
-    return header.model_copy(update={"versions": header.versions | {"runner": code_digest(walk)}})
+def kept_by(header: Header, samples: Sequence[Sample]) -> Header:
+    """A side's header with what is answered and the code that keeps it: rows of other code are no part of a run."""
+    about = {"split": samples[0].split, "versions": header.versions | {"runner": code_digest(walk)}}
+    return header.model_copy(update=about)
 
 
 def make_row(sample: Sample, prediction: Prediction, contract: Contract) -> Row:
@@ -88,7 +89,7 @@ def answer_all(side: OpenSide, samples: Sequence[Sample], contract: Contract, pa
     """Run one side alone: append a row to ``path`` for every sample that has none there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
-        ResultsWriter(path, kept_by(side.header)) as writer,
+        ResultsWriter(path, kept_by(side.header, samples)) as writer,
         reporter.progress(side.predictor.side, "images") as advance,
     ):
         waiting = [sample for sample in samples if sample.key not in writer.keys]
@@ -115,7 +116,7 @@ def walk(
     A run that is killed goes on where it stopped.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    headers = kept_by(reference.header), kept_by(candidate.header)
+    headers = kept_by(reference.header, samples), kept_by(candidate.header, samples)
     header = LadderHeader(
         **about.model_dump(), reference_sha256=header_digest(headers[0]), candidate_sha256=header_digest(headers[1])
     )

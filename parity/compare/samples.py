@@ -1,4 +1,4 @@
-"""The same inputs for every side: the validation canvases of a dataset, keyed by content, never by position."""
+"""The same inputs for every side: the canvases that a dataset has to judge on, keyed by content, never by position."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.dataset.records import Record, load_rgb, read_dataset
+from pipeline.dataset.split import Split
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Sample:
 
     folder: Path
     record: Record
+    split: Split = "validation"
+    """The part of the dataset that it is from."""
 
     @property
     def key(self) -> str:
@@ -52,8 +55,10 @@ def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def load_samples(folder: Path, contract: Contract) -> tuple[list[Sample], str]:
-    """(validation samples, the dataset's digest). Raises UserError where the dataset is not valid or has none."""
+    """(the test images, or the validation images where there are none; the dataset's digest). Raises UserError where
+    the dataset is not valid."""
     dataset = read_dataset(folder, contract)
-    if not dataset.val:
-        raise UserError(f"dataset {folder} has no validation images: parity needs some")
-    return [Sample(folder, record) for record in dataset.val], dataset.digest
+    split, records = dataset.judged
+    if not records:
+        raise UserError(f"dataset {folder} has neither test nor validation images: parity needs some")
+    return [Sample(folder, record, split) for record in records], dataset.digest

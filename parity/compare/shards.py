@@ -112,9 +112,9 @@ def merge_results(paths: Sequence[Path], out: Path, keys: Sequence[str]) -> None
     ``paths``: shard 1's file, shard 2's, ...; that of a shard without images may be missing. Where the shards ran on
     several machines, each value of ``device`` and the number of threads have all of theirs, parted by `` | ``.
 
-    Raises UserError: a file that cannot be read, headers that differ in more than the machine (naming both files and the
-    first field), two different rows for one image, an image that is not in ``keys``, images that are missing (naming
-    the shards to run again).
+    Raises UserError: a file that cannot be read, headers that differ in more than the machine (naming both files and
+    the first field), two different rows for one image, an image that is not in ``keys``, images that are missing
+    (naming the shards to run again).
     """
     parts = _collect(paths, keys, Header, Row)
     write_bytes(out, parts.content(_one_side(parts.headers), keys))

@@ -103,6 +103,7 @@ def judge(
         fix=bad.fix if bad else "",
         notes=_notes(pairs, reference.header, candidate.header, ladder, walked),
         n=len(pairs),
+        split=reference.header.split,
         labels=contract.labels,
         gates=tuple(walked),
         limits=limits,
@@ -356,6 +357,11 @@ def _notes(
         notes.append("without a ladder no stage between canvas and answer was compared")
     elif len(ladder.rows) < len(pairs):
         notes.append(f"the ladder was walked for {len(ladder.rows)} of {len(pairs)} images")
+    if ours.split == "validation":
+        notes.append(
+            "validation images were used, which the best checkpoint was chosen on, so both accuracies may be flattered:"
+            " set dataset.test_fraction or dataset.test_path"
+        )
     if not (ours.weights_sha256 and theirs.weights_sha256):
         notes.append("the results do not say of which trained weights both sides' files were made")
     past = next((gate for gate in walked if gate.stage == "baseline" and gate.status == "not measured"), None)

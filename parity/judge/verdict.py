@@ -12,6 +12,7 @@ from typing import Literal
 from parity.compare.ladder import Rung
 from parity.results import Header
 from pipeline.core.settings import Frozen
+from pipeline.dataset.split import Split
 
 SCHEMA_VERSION: Literal[3] = 3
 """Of ``verdict.json``."""
@@ -20,6 +21,11 @@ GateStatus = Literal["green", "red", "undecided", "not measured"]
 
 
 _NAMES = {"hf": "Hugging Face", "llamacpp": "llama.cpp"}
+
+
+def images_name(verdict: "Verdict") -> str:
+    """``test images``, ``validation images``, or ``images`` where it is unknown which."""
+    return f"{verdict.split} images" if verdict.split else "images"
 
 
 def display_name(side: str) -> str:
@@ -226,6 +232,8 @@ class Verdict(Frozen):
     notes: tuple[str, ...]
     """What weakens the verdict, one sentence each."""
     n: int
+    split: Split | None
+    """Which of the dataset's images these are; null where the results do not say."""
     labels: tuple[str, ...]
     gates: tuple[GateResult, ...]
     """In the order in which a picture becomes an answer."""

@@ -46,6 +46,7 @@ def _properties(verdict: Verdict) -> Mapping[str, str]:
         "verdict": verdict.status,
         "first_bad_stage": verdict.first_bad_stage or "",
         "images": str(verdict.n),
+        "split": verdict.split or "unknown",
         "difference_points": f"{verdict.difference.points:.4f}",
         "margin_points": f"{verdict.difference.margin_points:g}",
         "contract_sha256": verdict.reference_header.contract_sha256,

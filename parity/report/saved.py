@@ -70,12 +70,15 @@ def read_verdict(path: Path) -> Verdict:
 
 
 def dataset_images(dataset: Path) -> Callable[[str], bytes | None]:
-    """Key -> the bytes of a validation image's file; None where the dataset does not have it."""
+    """Key -> the bytes of an image's file; None where the dataset does not have it."""
     paths: dict[str, Path] = {}
     try:
-        for record in json.loads((dataset / "val.json").read_text(encoding="utf-8")):
-            if key := record.get("rgb_sha256"):
-                paths[key] = dataset / record["image_path"]
+        for name in ("val.json", "test.json"):
+            if name == "test.json" and not (dataset / name).exists():
+                continue
+            for record in json.loads((dataset / name).read_text(encoding="utf-8")):
+                if key := record.get("rgb_sha256"):
+                    paths[key] = dataset / record["image_path"]
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         paths.clear()  # no dataset, or none of ours: the page says that it has no pictures
 

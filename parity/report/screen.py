@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.compare.ladder import RUNGS
-from parity.judge.verdict import Flip, Flips, GateResult, GateStatus, Side, Status, Verdict, display_name
+from parity.judge.verdict import Flip, Flips, GateResult, GateStatus, Side, Status, Verdict, display_name, images_name
 from pipeline.evaluation import confusion_lines
 
 MAX_WIDTH = 100
@@ -82,7 +82,7 @@ def _headline(verdict: Verdict) -> RenderableType:
     first = Text.assemble((verdict.status, "bold"), "   ", plain(verdict.headline))
     second = (
         f"accuracy {verdict.reference.accuracy:.1%} and {verdict.candidate.accuracy:.1%}, {d.points:+.2f} points"
-        f" ({d.margin_points:g} allowed), {verdict.n} images"
+        f" ({d.margin_points:g} allowed), {verdict.n} {images_name(verdict)}"
     )
     return Panel(Group(first, Text(second)), style=_STYLES[verdict.status], padding=(0, 2))
 

@@ -8,7 +8,7 @@ toolkit does.
 import re
 from collections.abc import Sequence
 
-from parity.judge.verdict import Flip, GateResult, Verdict, display_name
+from parity.judge.verdict import Flip, GateResult, Verdict, display_name, images_name
 
 MAX_BYTES = 1 << 20
 """What GitHub shows of a step's summary; a longer one is refused whole."""
@@ -40,7 +40,7 @@ def summary(verdict: Verdict) -> str:
         lines += [f"- Images needed: {gap.needed:,} (this run: {verdict.n:,})"]
     lines += [
         "",
-        f"| {verdict.n:,} images | {escape(ours)} | {escape(theirs)} |",
+        f"| {verdict.n:,} {images_name(verdict)} | {escape(ours)} | {escape(theirs)} |",
         "| :-- | --: | --: |",
         _row("accuracy", [f"{side.accuracy:.2%}" for side in sides]),
         _row("95 % interval", [f"{side.accuracy_low:.1%} to {side.accuracy_high:.1%}" for side in sides]),

@@ -320,7 +320,7 @@ def _sum_up(
 
 
 def swap(build: Build, count: int = SAMPLES, folder: Path | None = None) -> SwapMatrix:
-    """Make the matrix of a recipe's bundle on at most ``count`` of its validation images, taken evenly over all."""
+    """Make the matrix of a recipe's bundle on at most ``count`` of its images, taken evenly over all."""
     build.ensure_export()
     recipe = build.recipe
     samples, dataset_sha256 = load_samples(build.dataset_folder, recipe.contract)

@@ -35,10 +35,14 @@ def make_embedded(
     n_per_class: int,
     seed: int = 0,
     val_fraction: float = 0.2,
+    test_fraction: float = 0.0,
     difficulty: float = DIFFICULTY,
     progress: Progress | None = None,
 ) -> Dataset:
     """Generate ``n_per_class`` photos a label and write them as a dataset, replacing the one in ``folder``.
+
+    ``test_fraction`` adds that share of ``n_per_class`` as test images, at least one a label; the others stay as they
+    are without it.
 
     Raises UserError: more than 40 labels, less than 2 photos a class, a difficulty outside 0..1, a folder with other
     files in it.
@@ -72,16 +76,19 @@ def make_embedded(
             rgb_sha256=stored["rgb_sha256"],
         )
 
-    items = [(index, number) for number in range(n_per_class) for index in range(len(contract.labels))]
+    extra = max(round(n_per_class * test_fraction), 1) if test_fraction else 0
+    items = [(index, number) for number in range(n_per_class + extra) for index in range(len(contract.labels))]
+    drawn = n_per_class * len(contract.labels)
     with atomic_folder(folder) as scratch:
         (scratch / "images").mkdir()
         records = list(in_parallel(make, items, progress))
         made = write_dataset(
             scratch,
             contract,
-            records,
+            records[:drawn],
             source={"kind": "embedded", "n_per_class": n_per_class, "seed": seed, "difficulty": difficulty},
             val_fraction=val_fraction,
+            test=records[drawn:],
             seed=seed,
             problems=Problems("generated photos"),
         )

@@ -25,36 +25,41 @@ def import_photos(
     photos: Path,
     folder: Path,
     contract: Contract,
-    val_fraction: float = 0.2,
+    val_fraction: float = 0.1,
     seed: int = 0,
     max_per_class: int | None = None,
+    test_fraction: float = 0.0,
+    test_photos: Path | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Letterbox the labelled photos in ``photos`` and write them as a dataset, replacing the one in ``folder``.
 
     ``max_per_class``: take at most that many photos a label, drawn by a hash of the id, for quick runs. Copies of a
-    photo under the same label are left out with a note.
+    photo under the same label are left out with a note. ``test_photos``: another folder like ``photos``, for the test
+    alone; its images' ids begin with ``test/``.
 
     Raises UserError with all problems together and writes nothing: what ``read_entries`` and ``letterbox_file`` raise,
-    a sub-folder that is no label, a photo under two labels, a ``folder`` with other files in it.
+    a sub-folder that is no label, a photo under two labels, or in ``photos`` and ``test_photos``, a ``folder`` with
+    other files in it.
     """
-    if not photos.is_dir():
-        raise UserError(f"photos {photos}: there is no such folder")
     if max_per_class is not None and max_per_class < 2:
         raise UserError(f"max_per_class is {max_per_class}: training and validation need at least 2")
-    if folder.resolve().is_relative_to(photos.resolve()) or photos.resolve().is_relative_to(folder.resolve()):
-        raise UserError(
-            f"the dataset {folder} and the photos {photos} lie inside one another: choose a folder elsewhere"
-        )
+    for given in filter(None, (photos, test_photos)):
+        if not given.is_dir():
+            raise UserError(f"photos {given}: there is no such folder")
+        if folder.resolve().is_relative_to(given.resolve()) or given.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"the dataset {folder} and the photos {given} lie inside one another: choose a folder elsewhere"
+            )
     check_target(folder)
-    problems = Problems(f"photos {photos}")
+    problems = Problems(f"photos {photos}" + (f" and {test_photos}" if test_photos else ""))
     notes: list[str] = []
-    if (photos / "labels.json").exists():
-        entries = read_entries(photos / "labels.json", contract, {}, problems)
-    else:
-        entries = _from_folders(photos, contract, problems, notes)
-    if max_per_class is not None:
-        entries = _some(entries, max_per_class)
+    entries = _entries(photos, contract, max_per_class, problems, notes)
+    drawn = len(entries)
+    if test_photos:
+        for entry in _entries(test_photos, contract, max_per_class, problems, notes):
+            record = entry.record.model_copy(update={"image_id": f"test/{entry.record.image_id}"})
+            entries.append(Entry(f"test {entry.place}", record, entry.image))
 
     def store(entry: Entry) -> Record | str:
         try:
@@ -72,23 +77,37 @@ def import_photos(
 
     with atomic_folder(folder) as scratch:
         (scratch / "images").mkdir()
-        records = []
-        for entry, stored in zip(entries, in_parallel(store, entries, progress), strict=True):
+        records: list[Record] = []
+        test: list[Record] = []
+        for number, (entry, stored) in enumerate(zip(entries, in_parallel(store, entries, progress), strict=True)):
             if isinstance(stored, str):
                 problems.add(f"{entry.place}, {entry.record.image_path}", stored)
             else:
-                records.append(stored)
+                (records if number < drawn else test).append(stored)
         made = write_dataset(
             scratch,
             contract,
             records,
             source={"kind": "photos", "folder": photos.resolve().name, "max_per_class": max_per_class},
             val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            test=test,
             seed=seed,
             problems=problems,
             notes=notes,
         )
     return dataclasses.replace(made, folder=folder)
+
+
+def _entries(
+    photos: Path, contract: Contract, max_per_class: int | None, problems: Problems, notes: list[str]
+) -> list[Entry]:
+    """The records of a folder of photos."""
+    if (photos / "labels.json").exists():
+        entries = read_entries(photos / "labels.json", contract, {}, problems)
+    else:
+        entries = _from_folders(photos, contract, problems, notes)
+    return entries if max_per_class is None else _some(entries, max_per_class)
 
 
 def _from_folders(photos: Path, contract: Contract, problems: Problems, notes: list[str]) -> list[Entry]:

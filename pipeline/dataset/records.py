@@ -3,6 +3,7 @@
     images/         one lossless picture an image, already letterboxed: what the model sees
     train.json      list of records {image_id, image_path, element, reason, confidence, ...}
     val.json        the same
+    test.json       the same, where there are test images
     metadata.json   how it was made: contract, letterbox settings, split, counts, and all records once more
 
 Invariants of a :class:`Dataset` that exists: every image is there, inside the folder, decodable, of the contract's
@@ -28,12 +29,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import canonical_json, sha256_bytes
+from pipeline.dataset.split import Split
 
 Progress = Callable[[int, int], None]
 """Called with images done and images in all."""
 
-SCHEMA_VERSION = 1
-SPLITS = ("train", "val")
+SCHEMA_VERSION = 2
+SPLITS = ("train", "val", "test")
 SHOWN = 20  # problems printed in full; a folder of the wrong kind has one for each file
 STORED_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 HEX = r"^([0-9a-f]{64})?$"
@@ -78,13 +80,22 @@ class Dataset:
     folder: Path
     train: tuple[Record, ...]
     val: tuple[Record, ...]
+    """The best checkpoint is chosen on these."""
     notes: tuple[str, ...] = ()
     """What a person should know but nothing has to stop for, one sentence each."""
+    test: tuple[Record, ...] = ()
+    """No choice has seen these; there may be none."""
+
+    @property
+    def judged(self) -> tuple[Split, tuple[Record, ...]]:
+        """What a model is judged on: the test images, or the validation images where there are none."""
+        return ("test", self.test) if self.test else ("validation", self.val)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all records in order, pixels included. Files that differ only in compression give the same."""
-        content = {split: [record.as_json() | {"sha256": ""} for record in getattr(self, split)] for split in SPLITS}
+        parts = {split: getattr(self, split) for split in SPLITS if split != "test" or self.test}
+        content = {split: [record.as_json() | {"sha256": ""} for record in part] for split, part in parts.items()}
         return sha256_bytes(canonical_json(content))
 
 
@@ -127,16 +138,17 @@ def read_dataset(folder: Path, contract: Contract, progress: Progress | None = N
 
     Raises UserError with all problems together: a file that is missing or not JSON, a record with a wrong or missing
     key, an unknown label, a duplicate id, an image that is missing, outside the folder, undecodable, changed or of the
-    wrong size, one content in both splits or under two labels, letterbox settings other than the contract's.
+    wrong size, one content in two splits or under two labels, letterbox settings other than the contract's.
     """
     if not folder.is_dir():
         raise UserError(f"dataset {folder} is not a folder: make it with `pipeline dataset` or give another path")
     problems = Problems(f"dataset {folder}")
     notes = _check_metadata(folder / "metadata.json", contract, problems)
     ids: dict[str, str] = {}
-    entries = {split: read_entries(folder / f"{split}.json", contract, ids, problems) for split in SPLITS}
-    flat = [(split, entry) for split in SPLITS for entry in entries[split]]
-    kept: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    splits = [split for split in SPLITS if split != "test" or (folder / "test.json").exists()]
+    entries = {split: read_entries(folder / f"{split}.json", contract, ids, problems) for split in splits}
+    flat = [(split, entry) for split in splits for entry in entries[split]]
+    kept: dict[str, list[Record]] = {split: [] for split in splits}
     seen: dict[str, tuple[str, Entry]] = {}
 
     def inspect(item: tuple[str, Entry]) -> Record | str:
@@ -156,9 +168,9 @@ def read_dataset(folder: Path, contract: Contract, progress: Progress | None = N
         else:
             notes.append(f"{entry.place} is a copy of {first.place} and is left out")
     problems.raise_any()
-    for split in SPLITS:
+    for split in splits:
         notes += labels_without_images(split, kept[split], contract)
-    return Dataset(folder, tuple(kept["train"]), tuple(kept["val"]), tuple(notes))
+    return Dataset(folder, tuple(kept["train"]), tuple(kept["val"]), tuple(notes), tuple(kept.get("test", ())))
 
 
 def labels_without_images(split: str, records: list[Record], contract: Contract) -> list[str]:
@@ -326,7 +338,8 @@ def _check_metadata(file: Path, contract: Contract, problems: Problems) -> list[
         return []
     if data.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         problems.add(
-            f"{file.name}, schema_version", f"is {data['schema_version']!r}; this version reads {SCHEMA_VERSION}"
+            f"{file.name}, schema_version",
+            f"is {data['schema_version']!r}, and this version reads {SCHEMA_VERSION}: make the dataset again",
         )
         return []
     stated = data.get("image")

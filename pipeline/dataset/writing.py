@@ -22,9 +22,9 @@ from pipeline.dataset.records import (
     labels_without_images,
     stored_settings,
 )
-from pipeline.dataset.split import validation_part
+from pipeline.dataset.split import held_out
 
-OWN_NAMES = {"images", "train.json", "val.json", "metadata.json"}
+OWN_NAMES = {"images", "train.json", "val.json", "test.json", "metadata.json"}
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -36,7 +36,8 @@ def check_target(folder: Path) -> None:
         raise UserError(f"{folder} is a file: choose another folder to write the dataset to")
     names = {path.name for path in folder.iterdir()}
     try:
-        ours = names == OWN_NAMES and "schema_version" in json.loads((folder / "metadata.json").read_bytes())
+        expected = OWN_NAMES - {"test.json"} <= names <= OWN_NAMES
+        ours = expected and "schema_version" in json.loads((folder / "metadata.json").read_bytes())
     except (OSError, ValueError, TypeError):
         ours = False
     if names and not ours:
@@ -68,27 +69,37 @@ def write_dataset(
     *,
     source: Mapping[str, Any],
     val_fraction: float,
+    test_fraction: float = 0.0,
+    test: Sequence[Record] = (),
     seed: int,
     problems: Problems,
     notes: Sequence[str] = (),
 ) -> Dataset:
-    """Split stored images and write train.json, val.json and metadata.json beside them.
+    """Split stored images and write train.json, val.json, test.json (if there are test images) and metadata.json.
 
+    ``test``: images that are for the test whatever their draw; without any, ``test_fraction`` of ``records`` is drawn.
     Of images with equal pixels one is kept. ``source``: how the photos were come by, for metadata.json. The split
     hashes the photo (``source_sha256``), not the letterboxed picture, so that contracts with different letterboxes
     split the same photos alike.
 
-    Raises UserError: ``problems``, if there are any, together with the same pixels under two labels; a split that stays
-    empty.
+    Raises UserError: ``problems``, if there are any, together with the same pixels under two labels and the same photo
+    or pixels in ``test`` and in ``records``; a split that stays empty.
     """
     unique, copies = _without_copies(folder, records, problems)
+    apart, more = _without_copies(folder, test, problems)
+    copies |= more
+    _check_apart(unique, apart, problems)
     problems.raise_any()
-    held_out = validation_part({record.source_sha256: record.element for record in unique}, val_fraction, seed)
+    drawn = {record.source_sha256: record.element for record in unique}
+    validation, tested = held_out(drawn, val_fraction, test_fraction, seed)
     parts = {
-        "train": [record for record in unique if record.source_sha256 not in held_out],
-        "val": [record for record in unique if record.source_sha256 in held_out],
+        "train": [record for record in unique if record.source_sha256 not in validation | tested],
+        "val": [record for record in unique if record.source_sha256 in validation],
+        "test": [*(record for record in unique if record.source_sha256 in tested), *apart],
     }
     for split, part in parts.items():
+        if split == "test" and not (test or test_fraction):
+            continue
         if not part:
             raise UserError(f"{len(unique)} different images leave {split} empty: add images")
         write_json(folder / f"{split}.json", [record.as_json() for record in part])
@@ -99,7 +110,13 @@ def write_dataset(
         "contract": {"name": contract.name, "digest": contract.digest},
         "labels": list(contract.labels),
         "image": stored_settings(contract),
-        "split": {"method": "source_sha256 drawn below val_fraction", "val_fraction": val_fraction, "seed": seed},
+        "split": {
+            "method": "source_sha256 drawn below val_fraction, or from 1 - test_fraction on",
+            "val_fraction": val_fraction,
+            "test_fraction": test_fraction,
+            "seed": seed,
+            "test_apart": bool(test),
+        },
         "counts": {split: {label: counts[split][label] for label in contract.labels} for split in SPLITS},
         "copies": copies,
         "records": [{"split": split} | record.as_json() for split, part in parts.items() for record in part],
@@ -109,8 +126,21 @@ def write_dataset(
     if copies:
         said.append(f"{len(copies)} photos are copies of others and were left out (metadata.json, copies)")
     for split, part in parts.items():
-        said += labels_without_images(split, part, contract)
-    return Dataset(folder, tuple(parts["train"]), tuple(parts["val"]), tuple(said))
+        said += labels_without_images(split, part, contract) if part else []
+    return Dataset(folder, tuple(parts["train"]), tuple(parts["val"]), tuple(said), tuple(parts["test"]))
+
+
+def _check_apart(records: Sequence[Record], test: Sequence[Record], problems: Problems) -> None:
+    """A picture that was trained on, or that the checkpoint was chosen by, says nothing as a test."""
+    known = {content: record for record in records for content in (record.source_sha256, record.rgb_sha256)}
+    for record in test:
+        other = known.get(record.rgb_sha256) or known.get(record.source_sha256)
+        if other:
+            problems.add(
+                f"test image {record.image_id}",
+                f"shows exactly what {other.image_id} shows, which is for training and validation: remove it from one"
+                " of them",
+            )
 
 
 def _without_copies(folder: Path, records: Sequence[Record], problems: Problems) -> tuple[list[Record], dict[str, str]]:

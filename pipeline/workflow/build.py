@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_file
 from pipeline.core.progress import Reporter
 from pipeline.core.provenance import digest, folder_hashes, versions
 from pipeline.recipe import Recipe
@@ -88,10 +89,12 @@ class Build:
             "seed": self.recipe.seed,
             "pillow": versions().get("pillow"),
         }
-        if settings.path:
-            if not Path(settings.path).is_dir():
-                raise UserError(f"dataset.path {settings.path!r} is not a folder: give the folder of labelled photos")
-            depends["photos"] = digest(folder_hashes(Path(settings.path)))
+        for key in ("path", "test_path"):
+            given = getattr(settings, key)
+            if given:
+                if not Path(given).is_dir():
+                    raise UserError(f"dataset.{key} {given!r} is not a folder: give the folder of labelled photos")
+                depends[f"photos in {key}"] = digest(folder_hashes(Path(given)))
         work = partial(make_dataset, self.recipe, self.dataset_folder, self.reporter)
         return Stage("dataset", depends, work, ("dataset",)).run(self.root, self.reporter.say)
 
@@ -113,8 +116,10 @@ class Build:
     def ensure_train(self) -> str:
         """Fine-tune the base model."""
         contract = self.recipe.contract
+        self.ensure_dataset()
         depends = {
-            "dataset": self.ensure_dataset(),
+            # Not the test images, nor where the photos lie: another test is no reason to train again.
+            "dataset": [sha256_file(self.dataset_folder / name) for name in ("train.json", "val.json")],
             "base": self.ensure_base(),
             "settings": self.recipe.train.model_dump(mode="json"),
             "contract": contract.model_dump(mode="json", exclude={"runtime", "gate", "name"}),
@@ -159,6 +164,6 @@ class Build:
         return Stage("export", depends, work, outputs).run(self.root, self.reporter.say)
 
     def evaluate(self) -> "Evaluation":
-        """Score the merged model on the validation images; written into ``evaluation/``."""
+        """Score the merged model on the images that it is judged on; written into ``evaluation/``."""
         self.ensure_merge()
         return evaluate_merged(self.recipe, self.root, self.reporter)

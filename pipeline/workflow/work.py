@@ -22,17 +22,20 @@ def make_dataset(recipe: "Recipe", folder: Path, reporter: "Reporter") -> str:
     with reporter.progress("dataset", "images") as advance:
         if settings.source == "embedded":
             dataset = make_embedded(
-                folder, contract, settings.n_per_class, recipe.seed, settings.val_fraction,
+                folder, contract, settings.n_per_class, recipe.seed, settings.val_fraction, settings.test_fraction,
                 progress=lambda done, total: advance(done, total, ""),
             )  # fmt: skip
         else:
             dataset = import_photos(
                 Path(settings.path or ""), folder, contract, settings.val_fraction, recipe.seed,
-                max_per_class=settings.limit_per_class, progress=lambda done, total: advance(done, total, ""),
+                max_per_class=settings.limit_per_class, test_fraction=settings.test_fraction,
+                test_photos=Path(settings.test_path) if settings.test_path else None,
+                progress=lambda done, total: advance(done, total, ""),
             )  # fmt: skip
     for note in dataset.notes:
         reporter.say("dataset", f"note: {note}")
-    return f"{len(dataset.train)} images to train on, {len(dataset.val)} to validate with"
+    tested = f", {len(dataset.test)} to test with" if dataset.test else ""
+    return f"{len(dataset.train)} images to train on, {len(dataset.val)} to validate with{tested}"
 
 
 def make_base_model(settings: "BaseSettings", folder: Path, seed: int) -> str:
@@ -114,7 +117,7 @@ def export_bundle(
 
 
 def evaluate_merged(recipe: "Recipe", root: Path, reporter: "Reporter") -> "Evaluation":
-    """Score the merged model on the validation images; written into ``evaluation/``."""
+    """Score the merged model on the images that it is judged on; written into ``evaluation/``."""
     from pipeline.dataset.records import load_rgb, read_dataset
     from pipeline.evaluation import Answer, evaluate, write_evaluation
     from pipeline.models.smolvlm.encoding import make_encoder
@@ -127,15 +130,16 @@ def evaluate_merged(recipe: "Recipe", root: Path, reporter: "Reporter") -> "Eval
     encoder = make_encoder(contract, tokenizer, read_geometry(merged))
     predictor = HfPredictor(load_model(merged), tokenizer, encoder)
     answers = []
+    split, records = dataset.judged
     with reporter.progress("evaluate", "images") as advance:
-        predictions = predictor.predict(load_rgb(dataset.folder, record) for record in dataset.val)
-        for record, prediction in zip(dataset.val, predictions, strict=True):
+        predictions = predictor.predict(load_rgb(dataset.folder, record) for record in records)
+        for record, prediction in zip(records, predictions, strict=True):
             label = contract.parse_answer(prediction.text)
             answers.append(
                 Answer(image_id=record.image_id, image_path=record.image_path, truth=record.element, label=label,
                        text=prediction.text)
             )  # fmt: skip
-            advance(len(answers), len(dataset.val), "")
-    evaluation = evaluate(answers, contract.labels)
+            advance(len(answers), len(records), "")
+    evaluation = evaluate(answers, contract.labels, split)
     write_evaluation(evaluation, root / "evaluation")
     return evaluation

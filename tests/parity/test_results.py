@@ -111,14 +111,14 @@ def test_another_header_starts_anew(tmp_path: Path, change: dict[str, object]) -
 
 def test_a_file_that_cannot_be_read_or_is_of_another_version_starts_anew(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    for spoil in (lambda text: text + "{}\n", lambda text: text.replace('"schema_version":1', '"schema_version":2')):
+    for spoil in (lambda text: text + "{}\n", lambda text: text.replace('"schema_version":2', '"schema_version":1')):
         write(path, row(1))
         path.write_text(spoil(path.read_text()))
         write(path, row(2))
         assert list(read_results(path).rows) == [row(2).key]
 
 
-@pytest.mark.parametrize("content", ["my notes\n", "[1, 2]\n", '{"labels": []}\n', '{"side":"hf","schema_version":1}'])
+@pytest.mark.parametrize("content", ["my notes\n", "[1, 2]\n", '{"labels": []}\n', '{"side":"hf","schema_version":2}'])
 def test_a_file_of_another_kind_is_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "labels.json"
     path.write_text(content)
@@ -149,4 +149,4 @@ def test_bad_files_are_named_with_line_and_key(tmp_path: Path) -> None:
     assert "line 2 is not a row: key" in message(head, first.replace(row(1).key, "abc"))
     assert "line 4: image image_1 has a row already" in message(head, first, second, first)
     assert "line 1 is not a header: image_slots" in message(head.replace("[[1,2]]", "[[1]]"))
-    assert "schema version 2" in message(head.replace('"schema_version":1', '"schema_version":2'))
+    assert "schema version 1" in message(head.replace('"schema_version":2', '"schema_version":1'))

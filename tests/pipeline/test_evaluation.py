@@ -106,7 +106,7 @@ def test_the_files(tmp_path: Path, labels: tuple[str, ...]) -> None:
     assert data["errors"][0].keys() == {"image_id", "image_path", "truth", "label", "text"}
     shown = (tmp_path / "validation_results.txt").read_text()
     assert shown == evaluation_text(evaluation)
-    assert f"accuracy {evaluation.accuracy:.2%} ({evaluation.correct} of 200)" in shown
+    assert f"accuracy {evaluation.accuracy:.2%} ({evaluation.correct} of 200 validation images)" in shown
     for error in evaluation.errors:
         assert f"{error.image_path}  {error.truth} -> {error.label or 'no answer'}" in shown
     before = sha256_file(tmp_path / "confusion_matrix.png")

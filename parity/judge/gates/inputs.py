@@ -36,6 +36,14 @@ def provenance(ours: Header, theirs: Header, contract: Contract) -> GateResult:
             "the dataset was made again or changed between the two runs",
             "run both sides on the same dataset",
         )
+    if ours.split and theirs.split and ours.split != theirs.split:
+        return result(
+            "provenance",
+            "red",
+            f"{ours.side} answered the {ours.split} images, {theirs.side} the {theirs.split} images",
+            "the sides were given different parts of the dataset",
+            f"run {theirs.side} again on the {ours.split} images",
+        )
     if ours.weights_sha256 and theirs.weights_sha256:
         if ours.weights_sha256 != theirs.weights_sha256:
             return result(

@@ -94,7 +94,7 @@ class Job:
         return self.exporter.merged
 
     def run(self, texts: Sequence[TextType], mmprojs: Sequence[MmprojType], count: int | None = None) -> Sweep:
-        """Measure and judge every pair, on at most ``count`` validation images taken evenly over all; write the files.
+        """Measure and judge every pair, on at most ``count`` images taken evenly over all; write the files.
 
         A pair that cannot be measured stands in ``failed`` and is tried again next time. Raises UserError: no images,
         or a ``count`` below 1.
@@ -128,7 +128,8 @@ class Job:
             contract_sha256=self.contract.digest,
             dataset_sha256=dataset_sha256,
             n=len(samples),
-            validation_images=len(everyone),
+            images=len(everyone),
+            split=samples[0].split,
             reference_accuracy=sum(right[sample.key].correct for sample in samples) / len(samples),
             margin_points=self.contract.gate.margin_points,
             machine=machine(),
@@ -200,6 +201,7 @@ class Job:
             mmproj=self._gguf("mmproj", mmproj).resolve(),
             dataset=self.dataset.resolve(),
             records=tuple(sample.record for sample in samples),
+            split=samples[0].split,
             contract=self.contract,
             about=Compared(
                 contract_sha256=self.contract.digest,

@@ -1,10 +1,10 @@
 """The reference side run once and kept, so that every pair is held against the same answers.
 
     hf.results.jsonl   the rows; row i belongs to place i of the arrays
-    log_probs.npy      float32 [validation images, vocabulary]
-    embeddings.npy     float32 [validation images, tiles, tokens, hidden]
+    log_probs.npy      float32 [images, vocabulary]
+    embeddings.npy     float32 [images, tiles, tokens, hidden]
 
-The arrays have room for all validation images and are sparse files: what is not recorded takes no space. 10,000 images
+The arrays have room for all images and are sparse files: what is not recorded takes no space. 10,000 images
 with a vocabulary of 49,280 take 2 GB. They are mapped for a batch at a time, so neither side's memory grows with them.
 float32 moves a KL by 1e-7 nats at the most (measured against the live side, log-probabilities down to -60).
 """
@@ -32,12 +32,12 @@ LOG_PROBS, EMBEDDINGS = "log_probs.npy", "embeddings.npy"
 def record(
     side: OpenSide, samples: Sequence[Sample], room: int, contract: Contract, folder: Path, reporter: Reporter
 ) -> None:
-    """Answer the samples that are not recorded yet; ``room`` is the number of all validation images."""
+    """Answer the samples that are not recorded yet; ``room`` is the number of all images."""
     folder.mkdir(parents=True, exist_ok=True)
     if not all(_has_room(folder / name, room) for name in (LOG_PROBS, EMBEDDINGS)):
         (folder / REFERENCE).unlink(missing_ok=True)
     with (
-        ResultsWriter(folder / REFERENCE, kept_by(side.header)) as writer,
+        ResultsWriter(folder / REFERENCE, kept_by(side.header, samples)) as writer,
         reporter.progress("reference", "images") as advance,
     ):
         waiting = [sample for sample in samples if sample.key not in writer.keys]

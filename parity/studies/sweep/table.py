@@ -11,6 +11,7 @@ from rich.text import Text
 from parity.judge.verdict import Status
 from pipeline.core.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS
 from pipeline.core.settings import Frozen
+from pipeline.dataset.split import Split
 
 BUSY_CORES = 0.2
 """Cores that others may use, on average, before the times are said to be of a busy machine."""
@@ -91,7 +92,8 @@ class Sweep(Frozen):
     dataset_sha256: str
     n: int
     """Images that every pair answered."""
-    validation_images: int
+    images: int
+    split: Split
     """Images that there are."""
     reference_accuracy: float
     margin_points: float
@@ -129,8 +131,8 @@ class Sweep(Frozen):
     def notes(self) -> list[str]:
         """What weakens the figures, one sentence each."""
         found = []
-        if self.n < self.validation_images:
-            found.append(f"measured on {self.n} of {self.validation_images} validation images")
+        if self.n < self.images:
+            found.append(f"measured on {self.n} of {self.images} {self.split} images")
         for kind, tensors in {pair.text_type: pair.text_tensors for pair in self.pairs}.items():
             if kind.removesuffix("_M") not in tensors:
                 held = ", ".join(f"{count} {name}" for name, count in sorted(tensors.items()))

@@ -28,6 +28,7 @@ from pipeline.core.files import write_json
 from pipeline.core.progress import Advance, Reporter
 from pipeline.core.settings import Frozen
 from pipeline.dataset.records import Record
+from pipeline.dataset.split import Split
 
 COST = "cost.json"
 WARM_UP = 4
@@ -43,6 +44,7 @@ class PairJob(Frozen):
     dataset: Path
     records: tuple[Record, ...]
     """Of the images to answer, checked when the sweep began."""
+    split: Split
     contract: Contract
     about: Compared
     reference: Path
@@ -78,7 +80,7 @@ def run_pair(job: PairJob) -> None:
 
     encoder = encoder_of(job.merged, job.contract)
     reference = Recorded(job.reference, encoder)
-    samples = [Sample(job.dataset, record) for record in job.records]
+    samples = [Sample(job.dataset, record, job.split) for record in job.records]
     relay = _Relay()
     before = _memory("VmRSS")
     # One image at a time, as the phone does: several together would be quicker and need more memory, which F32 and F16

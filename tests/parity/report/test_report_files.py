@@ -248,8 +248,8 @@ def test_report_refuses_what_is_not_one_run(fail: Reported, tmp_path: Path) -> N
         read_saved(run)
     for content, words in (
         ("{", "not valid JSON"),
-        ('{"schema_version": 1}', "version 1"),
-        ('{"schema_version": 2}', "status"),
+        ('{"schema_version": 2}', "version 2"),
+        ('{"schema_version": 3}', "status"),
     ):
         (run / "parity" / "verdict.json").write_text(content)
         with pytest.raises(UserError, match=words):

@@ -92,3 +92,15 @@ def test_other_files_are_not_replaced(tmp_path: Path, contract: Contract) -> Non
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="would delete"):
         make_embedded(tmp_path, contract, 2)
+
+
+def test_test_images_are_extra_and_the_others_stay(tmp_path: Path, contract: Contract) -> None:
+    plain = make_embedded(tmp_path / "plain", contract, 5)
+    made = make_embedded(tmp_path / "made", contract, 5, test_fraction=0.5)
+    assert (made.train, made.val) == (plain.train, plain.val)
+    for name in ("train.json", "val.json"):
+        assert (tmp_path / "made" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    assert [record.image_id for record in made.test] == [
+        f"{place:02d}_{label}_{number:04d}" for number in (6, 7) for place, label in enumerate(contract.labels, start=1)
+    ]
+    assert read_dataset(tmp_path / "made", contract).test == made.test

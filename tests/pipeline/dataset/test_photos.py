@@ -234,3 +234,55 @@ def test_a_failed_import_leaves_the_old_dataset(labelled: Path, contract: Contra
     (labelled / "pics/0.png").write_bytes(b"broken")
     refused(labelled, tmp_path / "out", contract)
     assert read_dataset(tmp_path / "out", contract) == made
+
+
+def test_a_share_for_the_test_is_drawn_like_the_others(labelled: Path, contract: Contract, tmp_path: Path) -> None:
+    without = import_photos(labelled, tmp_path / "without", contract, 0.2)
+    made = import_photos(labelled, tmp_path / "out", contract, 0.2, test_fraction=0.3)
+    assert made.val == without.val
+    assert {record.element for record in made.test} == set(contract.labels)
+    assert {record.image_id for record in (*made.train, *made.test)} == {record.image_id for record in without.train}
+    again = read_dataset(tmp_path / "out", contract)
+    assert (again.train, again.val, again.test) == (made.train, made.val, made.test)
+    assert again.digest == made.digest != without.digest
+    assert made.judged == ("test", made.test)
+    assert without.judged == ("validation", without.val)
+    assert not (tmp_path / "without" / "test.json").exists()
+    import_photos(labelled, tmp_path / "out", contract, 0.2)  # replaces the test images with none
+    assert not (tmp_path / "out" / "test.json").exists()
+
+
+def test_a_folder_for_the_test_is_never_trained_on(folders: Path, contract: Contract, tmp_path: Path) -> None:
+    apart = tmp_path / "apart"
+    for number in range(6):  # the same names as in the other folder
+        save(apart / contract.labels[number % 3] / f"{number}.png", 100 + number)
+    made = import_photos(folders, tmp_path / "out", contract, 0.2, test_photos=apart)
+    plain = import_photos(folders, tmp_path / "plain", contract, 0.2)
+    assert (made.train, made.val) == (plain.train, plain.val)
+    assert [record.image_id for record in made.test][:2] == ["test/fire/2.png", "test/fire/5.png"]
+    assert len(read_dataset(tmp_path / "out", contract).test) == 6
+
+
+@pytest.mark.parametrize("how", ["the same file", "the same pixels"])
+def test_a_test_photo_that_is_trained_on_is_named(folders: Path, contract: Contract, tmp_path: Path, how: str) -> None:
+    apart, out = tmp_path / "apart", tmp_path / "out"
+    for number in range(3):
+        save(apart / contract.labels[number] / f"{number}.png", 100 + number)
+    source, copy = folders / "fire" / "8.png", apart / "fire" / "leaked.png"
+    if how == "the same file":
+        shutil.copy(source, copy)
+    else:
+        Image.open(source).save(copy, compress_level=0)
+        assert sha256_file(copy) != sha256_file(source)
+    with pytest.raises(UserError, match=r"test/fire/leaked\.png: shows exactly what fire/8\.png shows") as error:
+        import_photos(folders, out, contract, 0.2, test_photos=apart)
+    assert "\n" not in str(error.value)
+    assert not out.exists()
+
+
+def test_a_dataset_of_an_older_layout_is_refused(labelled: Path, contract: Contract, tmp_path: Path) -> None:
+    import_photos(labelled, tmp_path / "out", contract)
+    path = tmp_path / "out" / "metadata.json"
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(UserError, match="is 1, and this version reads 2: make the dataset again"):
+        read_dataset(tmp_path / "out", contract)

@@ -298,7 +298,7 @@ def test_a_missing_file_and_a_missing_folder(plain: tuple[Path, Lists], contract
         ({"image": {"resample": "lanczos"}}, "image.resample: the images were made with 'lanczos', the contract says"),
         ({"image": {"size": 256}}, "image.size: the images were made with 256"),
         ({"image": {"pad_color": [1, 0, 0]}}, "image.pad_color"),
-        ({"schema_version": 2}, "schema_version: is 2"),
+        ({"schema_version": 1}, "schema_version: is 1"),
         ([], "is not an object"),
     ],
 )
