@@ -4,6 +4,11 @@ PYTHON ?= python3
 RECIPE ?= configs/tiny.yaml
 BIN := .venv/bin
 
+# What users give reaches the programs through the environment, so that no character in it means anything on the way.
+export PHOTOS RECIPE SET
+SET_OPTION = $(if $(SET),--set "$$SET")
+SETTINGS = $(if $(PHOTOS),--set "dataset.path='$$(printf %s "$$PHOTOS" | sed "s/'/''/g")'") $(SET_OPTION)
+
 .PHONY: help
 help: ## list the jobs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -22,19 +27,19 @@ environment:
 
 .PHONY: parity
 parity: environment ## the main job, photos to verdict (RECIPE=configs/photos.yaml PHOTOS=folder SET="train.epochs=1")
-	@$(BIN)/parity run $(RECIPE) $(if $(PHOTOS),--set "dataset.path=$(PHOTOS)") $(foreach s,$(SET),--set "$(s)")
+	@$(BIN)/parity run "$$RECIPE" $(SETTINGS)
 
 .PHONY: parity-selftest
-parity-selftest: environment ## plant faults one by one and see each caught at its own stage (RECIPE=)
-	@$(BIN)/parity selftest $(RECIPE) $(foreach s,$(SET),--set "$(s)")
+parity-selftest: environment ## plant faults one by one and see each caught at its own stage (RECIPE= PHOTOS= SET=)
+	@$(BIN)/parity selftest "$$RECIPE" $(SETTINGS)
 
 .PHONY: parity-swap
-parity-swap: environment ## which part carries the error: pixels, vision, language, quantization, runtime (RECIPE=)
-	@$(BIN)/parity swap $(RECIPE) $(foreach s,$(SET),--set "$(s)")
+parity-swap: environment ## which part carries the error: pixels, vision, language, quantization, runtime (RECIPE= PHOTOS= SET=)
+	@$(BIN)/parity swap "$$RECIPE" $(SETTINGS)
 
 .PHONY: parity-sweep
-parity-sweep: environment ## every quantization: size, speed, memory, verdict; the smallest that passes (RECIPE=)
-	@$(BIN)/parity sweep $(RECIPE) $(foreach s,$(SET),--set "$(s)")
+parity-sweep: environment ## every quantization: size, speed, memory, verdict; the smallest that passes (RECIPE= PHOTOS= SET=)
+	@$(BIN)/parity sweep "$$RECIPE" $(SETTINGS)
 
 .PHONY: verify
 verify: given-bundle $(if $(PUBLIC_KEY),environment) ## check a bundle, without any set-up (BUNDLE=runs/tiny/bundle; with its signature: PUBLIC_KEY=key.pub)
@@ -71,7 +76,6 @@ lint: environment ## check format, style, types and the floors that imports keep
 # Images. These need an engine and Python 3.9 or later, and no environment. Options are read from the environment:
 # BASE= BUILDER= TORCH_VARIANT= WHEELS= TORCH_INDEX_URL= CA= DEBIAN_MIRROR=, and for runs NETWORK= KEYS= KEYS_FILE= MODEL=
 export BASE BUILDER TORCH_VARIANT WHEELS TORCH_INDEX_URL CA DEBIAN_MIRROR BASE_IMAGE NETWORK KEYS KEYS_FILE MODEL
-export PHOTOS RECIPE
 CONTAINERS = @$(PYTHON) -m tools.images
 
 .PHONY: docker-build
@@ -80,11 +84,11 @@ docker-build: ## build the images train, parity and artifacts (20 minutes on 2 c
 
 .PHONY: docker-train
 docker-train: ## photos to bundle in a container (RECIPE= PHOTOS= SET= as for parity; NETWORK=bridge KEYS=HF_TOKEN)
-	$(CONTAINERS) train $(foreach s,$(SET),--set "$(s)")
+	$(CONTAINERS) train $(SET_OPTION)
 
 .PHONY: docker-parity
 docker-parity: ## the main job, photos to verdict, in a container (same options)
-	$(CONTAINERS) parity $(foreach s,$(SET),--set "$(s)")
+	$(CONTAINERS) parity $(SET_OPTION)
 
 .PHONY: docker-shell
 docker-shell: ## a shell in the image, with the same folders and as few rights
@@ -92,7 +96,7 @@ docker-shell: ## a shell in the image, with the same folders and as few rights
 
 .PHONY: docker-repro
 docker-repro: environment ## build twice from nothing and train three times; dist/repro.json says what differed
-	$(CONTAINERS) repro $(REPRO) $(foreach s,$(SET),--set "$(s)")
+	$(CONTAINERS) repro $(REPRO) $(SET_OPTION)
 
 .PHONY: docker-artifacts
 docker-artifacts: ## copy llama.cpp for x86-64 and for phones, and each image's SBOM, to dist/

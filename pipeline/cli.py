@@ -25,7 +25,9 @@ app = typer.Typer(
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, such as configs/tiny.yaml.", show_default=False)]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a key of the recipe, as in --set train.epochs=1. May be repeated."),
+    typer.Option(
+        "--set", help="Change keys of the recipe, as in --set 'train.epochs=1 contract.labels=[a, b c]'; repeatable."
+    ),
 ]
 Runs = Annotated[Path, typer.Option(help="Folder that holds one folder a recipe.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]

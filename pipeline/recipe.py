@@ -4,6 +4,7 @@
 relative to the folder that the command runs in. Invariant: a Recipe that exists is valid; it is frozen.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -128,6 +129,30 @@ class Recipe(Frozen):
     export: ExportSettings = ExportSettings()
 
 
+def split_assignments(text: str) -> tuple[str, ...]:
+    """``a.b=1 c=[x, y z]`` -> its assignments; each begins with a key and ``=`` behind white space.
+
+    What stands in brackets or quotes is never taken apart; a value with ``key=`` in it needs them.
+    """
+    found: list[str] = []
+    depth, quote = 0, ""
+    start = 0
+    for place, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"" and (depth or text[place - 1 : place] in ("=", character)):  # '' is ' in YAML
+            quote = character
+        elif character in "[{":
+            depth += 1
+        elif character in "]}":
+            depth = max(depth - 1, 0)
+        elif character.isspace() and not depth and re.match(r"\s+[A-Za-z_][\w.]*=", text[place:]):
+            found.append(text[start:place])
+            start = place
+    found.append(text[start:])
+    return tuple(part.strip() for part in found if part.strip())
+
+
 def _set(data: dict[str, Any], assignment: str) -> None:
     key, separator, value = assignment.partition("=")
     if not separator or not key:
@@ -142,7 +167,8 @@ def _set(data: dict[str, Any], assignment: str) -> None:
 
 
 def load_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe, with ``KEY=VALUE`` assignments (dotted keys, YAML values) laid over it.
+    """Read a recipe, with ``KEY=VALUE`` assignments (dotted keys, YAML values) laid over it; see
+    :func:`split_assignments` for texts of several.
 
     Raises UserError (unreadable file, not YAML, unknown key, contradictory values), naming the file and the key.
     """
@@ -154,6 +180,7 @@ def load_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
         raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"recipe {path} is not a group of keys: it begins with `name: my-recipe`")
-    for assignment in assignments:
-        _set(data, assignment)
+    for text in assignments:
+        for assignment in split_assignments(text) or (text,):
+            _set(data, assignment)
     return validate(Recipe, data, f"recipe {path}")

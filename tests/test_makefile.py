@@ -1,0 +1,55 @@
+"""What is given to make arrives as it was given, in every job that takes it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+TELL = f"""#!{sys.executable}
+import json, os, sys
+json.dump(sys.argv[1:], open(os.environ["TOLD"], "w"))
+"""
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Path:
+    """A folder of programs that write down what they are given."""
+    for name in ("parity", "pipeline"):
+        (tmp_path / name).write_text(TELL)
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def make(told: Path, *words: str) -> list[str]:
+    """The arguments that the program gets; PYTHON=true leaves out the set-up."""
+    environment = os.environ | {"TOLD": str(told / "arguments")}
+    command = ["make", "-s", "PYTHON=true", f"BIN={told}", *words]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    found: list[str] = json.loads((told / "arguments").read_text())
+    return found
+
+
+@pytest.mark.parametrize("job", ["parity", "parity-swap", "parity-sweep", "parity-selftest", "parity-ship"])
+@pytest.mark.parametrize("photos", ["my photos", 'it\'s "here" #1: $HOME `id` $(id)', ""])
+def test_settings_and_photos_reach_every_job(told: Path, job: str, photos: str) -> None:
+    assignments = "contract.labels=[glass, paper, tin can] train.epochs=2 name=quick"
+    given = [f"SET={assignments}", "RECIPE=configs/photos.yaml"]
+    if photos:
+        given.append(f"PHOTOS={photos.replace('$', '$$')}")
+    command, recipe, *options = make(told, job, *given)
+    assert (command, recipe) == (job.removeprefix("parity-").replace("parity", "run"), "configs/photos.yaml")
+    assert options[::2] == ["--set"] * (len(options) // 2)
+    loaded = load_recipe(ROOT / recipe, tuple(options[1::2]))
+    assert loaded.contract.labels == ("glass", "paper", "tin can")
+    assert (loaded.train.epochs, loaded.name) == (2, "quick")
+    assert loaded.dataset.path == (photos or "photos")
+
+
+def test_without_either_there_are_no_options(told: Path) -> None:
+    assert make(told, "parity") == ["run", "configs/tiny.yaml"]
