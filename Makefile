@@ -41,6 +41,10 @@ parity-swap: environment ## which part carries the error: pixels, vision, langua
 parity-sweep: environment ## every quantization: size, speed, memory, verdict; the smallest that passes (RECIPE= PHOTOS= SET=)
 	@$(BIN)/parity sweep "$$RECIPE" $(SETTINGS)
 
+.PHONY: parity-ship
+parity-ship: environment ## export and judge the pair that the sweep found (RECIPE= PHOTOS= SET=; after parity-sweep)
+	@$(BIN)/parity ship "$$RECIPE" $(SETTINGS)
+
 .PHONY: verify
 verify: given-bundle $(if $(PUBLIC_KEY),environment) ## check a bundle, without any set-up (BUNDLE=runs/tiny/bundle; with its signature: PUBLIC_KEY=key.pub)
 	@$(if $(PUBLIC_KEY),$(BIN)/pipeline verify "$(BUNDLE)" --public-key "$(PUBLIC_KEY)",$(PYTHON) -m pipeline.export.verify "$(BUNDLE)")

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -11,6 +11,7 @@ from pipeline.cli import RUNS, Assignments, Quiet, RecipePath, Runs, open_build,
 
 if TYPE_CHECKING:
     from parity.judge.verdict import Verdict
+    from pipeline.workflow.build import Build
 
 app = typer.Typer(
     help="Prove that the GGUF under llama.cpp answers as the Hugging Face model does.",
@@ -59,10 +60,7 @@ def run(
     ray_cpus: Annotated[int, typer.Option(min=1, help="Cores of a worker on Ray, and threads of each side there.")] = 1,
     ray_gpus: Annotated[float, typer.Option(min=0, help="GPUs of a worker on Ray; 0.5 puts two workers on one.")] = 0,
 ) -> None:
-    from rich.console import Console
-
     from parity.judge.baseline import read_baseline
-    from parity.report.screen import print_verdict
     from parity.run import Division
     from parity.run import run as run_job
 
@@ -76,6 +74,15 @@ def run(
     verdict = run_job(build, _order(feed), ladder, read_baseline(baseline) if baseline else None, division)
     if verdict is None:
         return
+    _end(build, verdict)
+
+
+def _end(build: "Build", verdict: "Verdict") -> NoReturn:
+    """Show a run's verdict and end with its exit code."""
+    from rich.console import Console
+
+    from parity.report.screen import print_verdict
+
     print_verdict(verdict, Console(soft_wrap=False))
     tell_github(verdict)
     build.reporter.say("report", f"{build.root / 'parity' / 'report.html'}")
@@ -101,7 +108,8 @@ def llamacpp(
 
 
 ContractFile = Annotated[
-    Path | None, typer.Option("--contract", help="Contract file, as in a bundle; the phone's by default.")
+    Path | None,
+    typer.Option("--contract", help="Contract file; by default the one REFERENCE ran under, if beside it."),
 ]
 LadderFile = Annotated[
     Path | None,
@@ -130,16 +138,16 @@ def judge(
 
     from parity.judge.baseline import read_baseline
     from parity.judge.goldens import letterbox_gate
-    from parity.judge.judge import find_ladder, judge_runs, write_verdict
+    from parity.judge.judge import find_contract, find_ladder, judge_runs, write_verdict
     from parity.report.screen import print_verdict
     from parity.results import read_results
-    from pipeline.contract import DEFAULT_CONTRACT, Gate, load_contract
+    from pipeline.contract import Gate
     from pipeline.core.settings import validate
 
-    meant = load_contract(contract or DEFAULT_CONTRACT)
+    ours = read_results(reference)
+    meant = find_contract(contract, reference, ours)
     tried = {"margin_points": margin, "noise_factor": noise_factor}
     changed = {key: value for key, value in tried.items() if value is not None}
-    ours = read_results(reference)
     theirs = [(str(path), read_results(path)) for path in candidates]
     verdict = judge_runs(
         ours,
@@ -186,14 +194,13 @@ def baseline(
 ) -> None:
     from parity.judge.baseline import make_baseline, write_baseline
     from parity.judge.goldens import letterbox_gate
-    from parity.judge.judge import find_ladder
+    from parity.judge.judge import find_contract, find_ladder
     from parity.judge.judge import judge as judge_results
     from parity.results import read_results
-    from pipeline.contract import DEFAULT_CONTRACT, load_contract
 
     ours, theirs = read_results(reference), read_results(candidate)
     walked = find_ladder(ladder, reference, ours, [theirs])
-    verdict = judge_results(ours, theirs, load_contract(contract or DEFAULT_CONTRACT), [letterbox_gate()], walked)
+    verdict = judge_results(ours, theirs, find_contract(contract, reference, ours), [letterbox_gate()], walked)
     write_baseline(make_baseline(verdict, theirs), out)
     typer.echo(
         f"{out}: {theirs.header.side}, {verdict.candidate.accuracy:.2%} right of {verdict.n} images, {verdict.status}"
@@ -287,6 +294,29 @@ def sweep(
     print_sweep(found, Console())
     build.reporter.say("sweep", f"{build.root / 'sweep' / 'sweep.png'}")
     sys.exit(found.exit_code)
+
+
+@app.command(help="Export and judge the pair that a sweep found: the bundle to ship, in a run of its own.")
+def ship(
+    recipe: RecipePath,
+    assignments: Assignments = None,
+    runs: Runs = RUNS,
+    quiet: Quiet = False,
+    pair: Annotated[str | None, typer.Option(help="Ship these types, as in Q4_0+Q8_0, whatever a sweep says.")] = None,
+) -> None:
+    from parity.run import run as run_job
+    from parity.studies.ship import parse_pair, swept_pair, variant_name
+
+    build = open_build(recipe, assignments, runs, quiet)
+    build.ensure_merge()
+    types = parse_pair(pair) if pair else swept_pair(build)
+    changes = [f"name={variant_name(build.recipe.name, types)}"]
+    changes += [f"export.{half}_type={kind}" for half, kind in zip(("text", "mmproj"), types, strict=True)]
+    variant = open_build(recipe, [*(assignments or []), *changes], runs, quiet)
+    verdict = run_job(variant)
+    assert verdict is not None
+    variant.reporter.say("ship", f"{variant.bundle_folder}")
+    _end(variant, verdict)
 
 
 def tell_github(verdict: "Verdict") -> None:

@@ -91,7 +91,8 @@ class Run:
             _floor, sides.reference, sides.merged, self.contract, sides.dataset_sha256, self.samples, path,
             self.build.reporter,
         )  # fmt: skip
-        self._stage("floor", self._depends("hf"), work, [path.name])
+        # It is of the model alone, so another run's may be taken; answers and ladders are this run's own.
+        self.build.run(Stage("floor", self._depends("hf"), work, (f"{FOLDER}/{path.name}",)))
         return validate(NoiseFloor, json.loads(path.read_text(encoding="utf-8")), str(path))
 
     def ensure_ladder(self) -> None:

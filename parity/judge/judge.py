@@ -34,7 +34,7 @@ from parity.judge.verdict import (
     display_name,
 )
 from parity.results import Header, Results, Row
-from pipeline.contract import Contract, Gate
+from pipeline.contract import Contract, Gate, load_contract
 from pipeline.core.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_REFUSED, UserError
 from pipeline.core.files import write_json
 
@@ -163,6 +163,26 @@ def belongs(ladder: Ladder, reference: Results, candidate: Results) -> bool:
     """Whether a ladder was measured between just these two runs."""
     ours, theirs = (header_digest(side.header) for side in (reference, candidate))
     return (ladder.header.reference_sha256, ladder.header.candidate_sha256) == (ours, theirs)
+
+
+def find_contract(given: Path | None, results_path: Path, results: Results) -> Contract:
+    """The contract file given, or the one that the results ran under: ``contract.json`` beside them, that of the bundle
+    of their run (``../bundle``), or the phone's.
+
+    Where none of these is it, the phone's is returned, and the gate ``provenance`` refuses the results. Raises
+    UserError as load_contract does for a file that was given.
+    """
+    if given:
+        return load_contract(given)
+    folder = results_path.parent
+    for path in (folder / "contract.json", folder.parent / "bundle" / "contract.json"):
+        try:
+            found = load_contract(path)
+        except UserError:  # not there, or a file of something else
+            continue
+        if found.digest == results.header.contract_sha256:
+            return found
+    return load_contract()
 
 
 def find_ladder(

@@ -1,6 +1,8 @@
 """The way from photos to bundle, stage by stage, each skipped when nothing it depends on changed.
 
 runs/<recipe>/  dataset/  base/  lora_adapter/ + logs/  merged/  bundle/  stages/
+
+Stages are found by what they depend on: what another run in ``runs/`` has made of just the same is taken from there.
 """
 
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pipeline.core.closure import code_digest
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
 from pipeline.core.progress import Reporter
@@ -72,6 +75,12 @@ class Build:
         """The GGUF pair, the contract and the manifest."""
         return self.root / "bundle"
 
+    def run(self, stage: Stage) -> str:
+        """See that a stage is done, here or in another run beside this one; the digest of what it made."""
+        beside = self.root.parent
+        others = (one for one in (sorted(beside.iterdir()) if beside.is_dir() else ()) if one != self.root)
+        return stage.run(self.root, self.reporter.say, (one for one in others if (one / "stages").is_dir()))
+
     def find_base(self) -> Path:
         """The folder of the model to start from; a hub id is fetched here."""
         from pipeline.models.base import base_folder
@@ -96,7 +105,7 @@ class Build:
                     raise UserError(f"dataset.{key} {given!r} is not a folder: give the folder of labelled photos")
                 depends[f"photos in {key}"] = digest(folder_hashes(Path(given)))
         work = partial(make_dataset, self.recipe, self.dataset_folder, self.reporter)
-        return Stage("dataset", depends, work, ("dataset",)).run(self.root, self.reporter.say)
+        return self.run(Stage("dataset", depends, work, ("dataset",)))
 
     @_once
     def ensure_base(self) -> str:
@@ -110,7 +119,7 @@ class Build:
         work = partial(make_base_model, settings, folder, self.recipe.seed)
         # A folder of the user's is depended on, not made; the stage then makes only its record.
         stage = Stage("base", depends, work, ("base",) if embedded else ())
-        return digest([stage.run(self.root, self.reporter.say), depends])
+        return digest([self.run(stage), depends])
 
     @_once
     def ensure_train(self) -> str:
@@ -126,8 +135,9 @@ class Build:
             "seed": self.recipe.seed,
             "versions": versions(),
         }
-        work = partial(train_adapter, self.recipe, self.find_base(), self.root, digest(depends), self.reporter)
-        return Stage("train", depends, work, ("lora_adapter", "logs")).run(self.root, self.reporter.say)
+        owner = digest([depends, code_digest(train_adapter)])
+        work = partial(train_adapter, self.recipe, self.find_base(), self.root, owner, self.reporter)
+        return self.run(Stage("train", depends, work, ("lora_adapter", "logs")))
 
     @_once
     def ensure_merge(self) -> str:
@@ -139,7 +149,7 @@ class Build:
             "versions": versions(),
         }
         work = partial(merge_adapter, self.recipe, self.find_base(), self.root)
-        return Stage("merge", depends, work, ("merged",)).run(self.root, self.reporter.say)
+        return self.run(Stage("merge", depends, work, ("merged",)))
 
     @_once
     def ensure_export(self) -> str:
@@ -161,7 +171,7 @@ class Build:
         work = partial(export_bundle, self.recipe, self.root, inputs, self.threads, self.image)
         # File by file: a signature that is added to the bundle is no reason to make it again.
         outputs = tuple(f"bundle/{name}" for name in bundle_names(self.recipe))
-        return Stage("export", depends, work, outputs).run(self.root, self.reporter.say)
+        return self.run(Stage("export", depends, work, outputs))
 
     def evaluate(self) -> "Evaluation":
         """Score the merged model on the images that it is judged on; written into ``evaluation/``."""

@@ -4,17 +4,23 @@
 code, package versions) and the hash of every file it made. A stage whose record equals what it would depend on now,
 and whose files are still what it made, has nothing to do. The record is written after the files, so a killed stage has
 none. The code is what the function that does the work can execute (:mod:`pipeline.core.closure`).
+
+What another run has made of just the same is taken from there: a recipe with another quantization trains nothing again.
+Large files are then one file under two names (hard links), so nothing here may ever write into a file that a stage
+made; all of it is written beside and put in place.
 """
 
 import json
+import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.closure import code_digest
-from pipeline.core.files import sha256_file, write_json
+from pipeline.core.files import atomic_folder, sha256_file, write_bytes, write_json
 from pipeline.core.provenance import digest, folder_hashes
 
 
@@ -41,27 +47,63 @@ class Stage:
                 made[output] = sha256_file(path)
         return made
 
-    def run(self, root: Path, say: Callable[[str, str], None]) -> str:
+    def run(self, root: Path, say: Callable[[str, str], None], elsewhere: Iterable[Path] = ()) -> str:
         """Do the work unless it is done; returns the digest of what the stage made.
 
-        ``say`` gets the stage's name and a line for the person waiting.
+        ``say`` gets the stage's name and a line for the person waiting; ``elsewhere`` are folders of other runs.
         """
-        wanted = {"depends": self.depends, "code": code_digest(self.work)}
-        wanted = json.loads(json.dumps(wanted))
-        record = root / "stages" / f"{self.name}.json"
-        try:
-            known = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
-        if known.get("wanted") == wanted:
-            made = self._made(root)
-            if made and made == known["made"]:
-                say(self.name, f"unchanged: {known['result']}")
-                return digest(made)
+        wanted = json.loads(json.dumps({"depends": self.depends, "code": code_digest(self.work)}))
+        known = self._done(root, wanted)
+        if known:
+            say(self.name, f"unchanged: {known['result']}")
+            return digest(known["made"])
+        for other in elsewhere if self.outputs else ():
+            known = self._done(other, wanted)
+            if known and self._take(other, root, known):
+                say(self.name, f"as in {other}: {known['result']}")
+                return digest(known["made"])
         start = time.perf_counter()
         result = self.work()
         seconds = time.perf_counter() - start
         made = self._made(root)
-        write_json(record, {"wanted": wanted, "made": made, "result": result, "seconds": round(seconds, 2)})
+        write_json(self._record(root), {"wanted": wanted, "made": made, "result": result, "seconds": round(seconds, 2)})
         say(self.name, f"{result} ({seconds:.1f} s)")
         return digest(made)
+
+    def _record(self, root: Path) -> Path:
+        return root / "stages" / f"{self.name}.json"
+
+    def _done(self, root: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+        """The record in a run's folder if it is of ``wanted`` and its files are still what was made."""
+        try:
+            known = json.loads(self._record(root).read_text(encoding="utf-8"))
+            if known["wanted"] == wanted and known["made"] and known["made"] == self._made(root):
+                return dict(known)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def _take(self, other: Path, root: Path, known: dict[str, Any]) -> bool:
+        """Put another run's files in place here; False where that run changed them meanwhile."""
+        try:
+            for output in self.outputs:
+                target = root / output
+                if (other / output).is_dir():
+                    with atomic_folder(target) as scratch:
+                        shutil.copytree(other / output, scratch, copy_function=_link, dirs_exist_ok=True)
+                else:
+                    write_bytes(target, (other / output).read_bytes())
+        except OSError:  # a file that went away; a full disk is told by the work, which comes next
+            return False
+        if self._made(root) != known["made"]:
+            return False
+        write_json(self._record(root), known)
+        return True
+
+
+def _link(source: str, target: str) -> None:
+    """One file under two names where the file system can, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -30,7 +30,7 @@ from pipeline.core.errors import EXIT_USAGE, CheckFailed, UserError
 from pipeline.core.files import write_bytes, write_json, write_text
 from pipeline.core.gguf_types import MmprojType, TextType
 from pipeline.core.progress import Advance, Reporter
-from pipeline.core.provenance import digest, folder_hashes, machine, versions
+from pipeline.core.provenance import digest, folder_hashes, machine, versions, weights_digest
 from pipeline.core.settings import validate
 from pipeline.core.toolchain import load_gguf
 from pipeline.export.half import Exporter, Half
@@ -125,6 +125,7 @@ class Job:
         front_kl, front_time = fronts(scores)
         found = Sweep(
             recipe=self.exporter.recipe,
+            weights_sha256=weights_digest(self.merged),
             contract_sha256=self.contract.digest,
             dataset_sha256=dataset_sha256,
             n=len(samples),

@@ -86,14 +86,17 @@ class PairFailed(Frozen):
 class Sweep(Frozen):
     """All pairs."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     recipe: str
+    weights_sha256: str
+    """Of the merged model that was exported."""
     contract_sha256: str
     dataset_sha256: str
+    split: Split
+    """Which of the dataset's images were answered."""
     n: int
     """Images that every pair answered."""
     images: int
-    split: Split
     """Images that there are."""
     reference_accuracy: float
     margin_points: float

@@ -12,8 +12,10 @@ import pytest
 from sides import (
     CONTRACTS,
     FIVE,
+    THREE,
     TWO,
     Answers,
+    assert_stops,
     change_header,
     change_ladder,
     change_rows,
@@ -27,12 +29,12 @@ from sides import (
 )
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
-from parity.judge.judge import belongs, find_ladder, judge, judge_runs, write_verdict
+from parity.judge.judge import belongs, find_contract, find_ladder, judge, judge_runs, write_verdict
 from parity.judge.statistics import mcnemar_exact, noninferiority_p, pairs_needed, tango, wilson
 from parity.judge.verdict import Verdict
 from parity.report.screen import render_text
 from parity.results import ResultsWriter, Row, read_results
-from pipeline.contract import Contract
+from pipeline.contract import Contract, Gate
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
 
@@ -259,3 +261,55 @@ def test_the_ladder_beside_the_reference_is_taken_where_it_is_of_these_runs(tmp_
         find_ladder(tmp_path / "ladder.jsonl", path, ours, [again])
     with pytest.raises(UserError, match=r"none\.jsonl"):
         find_ladder(tmp_path / "none.jsonl", path, ours, [theirs])
+
+
+def test_results_are_judged_by_the_contract_that_they_ran_under(tmp_path: Path) -> None:
+    wide = Contract(gate=Gate(margin_points=7.0))
+    ours = change_header(pair(10)[0], contract_sha256=wide.digest)
+    path = tmp_path / "run" / "parity" / "hf.results.jsonl"
+    path.parent.mkdir(parents=True)
+
+    def put(place: str, contract: Contract) -> None:
+        (tmp_path / "run" / place).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / place).write_text(contract.model_dump_json())
+
+    assert find_contract(None, path, ours) == FIVE  # the phone's; the gate `provenance` then refuses
+    put("bundle/contract.json", FIVE)  # of another run
+    assert find_contract(None, path, ours) == FIVE
+    put("bundle/contract.json", wide)
+    assert find_contract(None, path, ours) == wide
+    (tmp_path / "run" / "parity" / "contract.json").write_text("no contract")
+    assert find_contract(None, path, ours) == wide
+    (tmp_path / "run" / "bundle" / "contract.json").unlink()
+    put("parity/contract.json", wide)
+    assert find_contract(None, path, ours) == wide
+    put("given.json", THREE)
+    assert find_contract(tmp_path / "run" / "given.json", path, ours) == THREE
+    with pytest.raises(UserError, match=r"none\.json"):
+        find_contract(tmp_path / "none.json", path, ours)
+
+
+def test_the_verdict_says_which_images_it_used() -> None:
+    ours, theirs = pair(10)
+
+    def told(split: str | None) -> tuple[str | None, list[str], str]:
+        verdict = judge(*(change_header(side, split=split) for side in (ours, theirs)), FIVE)
+        return verdict.split, [note for note in verdict.notes if "validation images" in note], render_text(verdict)
+
+    split, notes, text = told("test")
+    assert (split, notes) == ("test", [])
+    assert "10 test images" in text
+    split, (note,), text = told("validation")
+    assert split == "validation"
+    assert "the best checkpoint was chosen on" in note
+    assert "dataset.test_fraction" in note
+    assert "10 validation images" in text
+    split, notes, text = told(None)
+    assert (split, notes) == (None, [])
+    assert "10 images" in text
+
+
+def test_two_parts_of_a_dataset_are_not_compared() -> None:
+    ours, theirs = pair(10)
+    verdict = judge(change_header(ours, split="test"), change_header(theirs, split="validation"), FIVE)
+    assert_stops(verdict, "REFUSED", 4, "provenance", "hf answered the test images, llamacpp the validation images")

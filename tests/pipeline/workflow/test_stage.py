@@ -90,3 +90,75 @@ def test_work_that_fails_leaves_no_record(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no luck"):
         Stage("s", {}, fail, ("out",)).run(tmp_path, lambda *_: None)
     assert not (tmp_path / "stages").exists()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """A run that has done the stage."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    run(folder, Counter(folder), [])
+    return folder
+
+
+def test_what_another_run_has_made_of_the_same_is_taken(tmp_path: Path, other: Path) -> None:
+    root = tmp_path / "root"
+    work, said = Counter(root), []
+    stage = Stage("s", {"k": 1}, work, ("out",))
+    made = stage.run(root, lambda _, text: said.append(text), [tmp_path / "none", other])
+    assert work.times == 0
+    assert said == [f"as in {other}: made it"]
+    assert (root / "out" / "file").read_text() == "made"
+    assert made == stage.run(root, lambda _, text: said.append(text))
+    assert said[1] == "unchanged: made it"
+    (root / "out" / "file").unlink()
+    assert (other / "out" / "file").read_text() == "made"
+
+
+@pytest.mark.parametrize(
+    "how", ["other dependencies", "a changed file", "a missing file", "a torn record", "no outputs"]
+)
+def test_what_is_not_the_same_is_not_taken(tmp_path: Path, other: Path, how: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    work = Counter(root)
+    file, record = other / "out" / "file", other / "stages" / "s.json"
+    if how == "a changed file":
+        file.write_text("else")
+    elif how == "a missing file":
+        file.unlink()
+    elif how == "a torn record":
+        record.write_text(record.read_text()[:-20])
+    depends = {"k": 2 if how == "other dependencies" else 1}
+    Stage("s", depends, work, () if how == "no outputs" else ("out",)).run(root, lambda *_: None, [other])
+    assert work.times == 1
+
+
+def test_what_changes_while_it_is_taken_is_not_believed(
+    tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    work = Counter(root)
+    root.mkdir()
+
+    def copy(source: str, target: str) -> None:
+        Path(target).write_text("half")
+
+    monkeypatch.setattr(stages, "_link", copy)
+    Stage("s", {"k": 1}, work, ("out",)).run(root, lambda *_: None, [other])
+    assert work.times == 1
+    assert (root / "out" / "file").read_text() == "made"
+
+
+def test_files_are_copied_where_the_file_system_has_no_links(
+    tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(stages.os, "link", refuse)
+    root = tmp_path / "root"
+    work = Counter(root)
+    Stage("s", {"k": 1}, work, ("out",)).run(root, lambda *_: None, [other])
+    assert work.times == 0
+    assert (root / "out" / "file").stat().st_nlink == 1
