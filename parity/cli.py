@@ -137,8 +137,9 @@ def judge(
     from rich.console import Console
 
     from parity.judge.baseline import read_baseline
+    from parity.judge.beside import find_contract, find_ladder
     from parity.judge.goldens import letterbox_gate
-    from parity.judge.judge import find_contract, find_ladder, judge_runs, write_verdict
+    from parity.judge.judge import judge_runs, write_verdict
     from parity.report.screen import print_verdict
     from parity.results import read_results
     from pipeline.contract import Gate
@@ -193,8 +194,8 @@ def baseline(
     ladder: LadderFile = None,
 ) -> None:
     from parity.judge.baseline import make_baseline, write_baseline
+    from parity.judge.beside import find_contract, find_ladder
     from parity.judge.goldens import letterbox_gate
-    from parity.judge.judge import find_contract, find_ladder
     from parity.judge.judge import judge as judge_results
     from parity.results import read_results
 
@@ -218,8 +219,8 @@ def swap(
 ) -> None:
     from rich.console import Console
 
-    from parity.studies.attribution import print_matrix
-    from parity.studies.swap import swap as make_matrix
+    from parity.studies.swap.job import swap as make_matrix
+    from parity.studies.swap.tables import print_matrix
 
     print_matrix(make_matrix(open_build(recipe, assignments, runs, quiet), samples, out), Console())
 

@@ -5,27 +5,20 @@ imports neither torch nor scikit-learn nor llama.cpp. What it makes is :class:`p
 when it is which; ``parity/report/screen.py`` shows one to a person.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 
-from parity.compare.ladder import Ladder, header_digest, read_ladder
+from parity.compare.ladder import Ladder
 from parity.judge.baseline import Baseline
+from parity.judge.beside import belongs
 from parity.judge.gates import distances, inputs, scores
 from parity.judge.gates import ladder as rungs
 from parity.judge.gates.common import Pair
-from parity.judge.gates.limits import limits_of, parted_at
-from parity.judge.statistics import mcnemar_exact, noninferiority_p, pairs_needed, tango, wilson
+from parity.judge.gates.limits import limits_of
+from parity.judge.scoring import difference_of, drift, flips_of, side_scores
 from parity.judge.verdict import (
-    AllFlips,
-    ClassScore,
-    Difference,
-    Drift,
-    Flip,
-    Flips,
     GateResult,
-    Limits,
     Runs,
     RunScore,
     Side,
@@ -33,13 +26,11 @@ from parity.judge.verdict import (
     Verdict,
     display_name,
 )
-from parity.results import Header, Results, Row
-from pipeline.contract import Contract, Gate, load_contract
+from parity.results import Header, Results
+from pipeline.contract import Contract, Gate
 from pipeline.core.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_REFUSED, UserError
 from pipeline.core.files import write_json
 
-MAX_EXAMPLES = 20
-"""Flips that a verdict lists of each kind."""
 EXIT_CODES: dict[Status, int] = {
     "PASS": EXIT_PASS,
     "FAIL": EXIT_FAIL,
@@ -74,7 +65,7 @@ def judge(
     if ladder:
         ladder = Ladder(ladder.header, {key: row for key, row in ladder.rows.items() if key in reference.rows})
     limits = limits_of(ladder.header, gate) if ladder else None
-    difference = _difference(pairs, gate.margin_points)
+    difference = difference_of(pairs, gate.margin_points)
     walked = [
         inputs.provenance(reference.header, candidate.header, contract),
         inputs.runtime(candidate.header, contract, ladder),
@@ -93,7 +84,7 @@ def judge(
     if baseline:
         walked.append(scores.baseline(candidate, walked, baseline, gate))
     status, bad = _conclude(walked)
-    sides = (_side(reference, contract.labels), _side(candidate, contract.labels))
+    sides = (side_scores(reference, contract.labels), side_scores(candidate, contract.labels))
     return Verdict(
         status=status,
         exit_code=EXIT_CODES[status],
@@ -109,7 +100,7 @@ def judge(
         limits=limits,
         difference=difference,
         agreement=sum(a.label == b.label for a, b in pairs) / len(pairs),
-        flips=_flips(pairs, ladder, limits),
+        flips=flips_of(pairs, ladder, limits),
         label_logprobs=drift(pairs),
         reference=sides[0],
         candidate=sides[1],
@@ -157,50 +148,6 @@ def judge_runs(
         n=worst.n,
     )
     return worst.model_copy(update={"runs": runs})
-
-
-def belongs(ladder: Ladder, reference: Results, candidate: Results) -> bool:
-    """Whether a ladder was measured between just these two runs."""
-    ours, theirs = (header_digest(side.header) for side in (reference, candidate))
-    return (ladder.header.reference_sha256, ladder.header.candidate_sha256) == (ours, theirs)
-
-
-def find_contract(given: Path | None, results_path: Path, results: Results) -> Contract:
-    """The contract file given, or the one that the results ran under: ``contract.json`` beside them, that of the bundle
-    of their run (``../bundle``), or the phone's.
-
-    Where none of these is it, the phone's is returned, and the gate ``provenance`` refuses the results. Raises
-    UserError as load_contract does for a file that was given.
-    """
-    if given:
-        return load_contract(given)
-    folder = results_path.parent
-    for path in (folder / "contract.json", folder.parent / "bundle" / "contract.json"):
-        try:
-            found = load_contract(path)
-        except UserError:  # not there, or a file of something else
-            continue
-        if found.digest == results.header.contract_sha256:
-            return found
-    return load_contract()
-
-
-def find_ladder(
-    given: Path | None, reference_path: Path, reference: Results, candidates: Sequence[Results]
-) -> Ladder | None:
-    """The ladder file given, or ``ladder.jsonl`` beside the reference's results where it is of these runs.
-
-    Raises UserError as read_ladder does, and where a file that was given is of other runs.
-    """
-    path = given or reference_path.parent / "ladder.jsonl"
-    if given is None and not path.exists():
-        return None
-    ladder = read_ladder(path)
-    if any(belongs(ladder, reference, candidate) for candidate in candidates):
-        return ladder
-    if given:
-        raise UserError(f"ladder {path} was measured between other runs than these: run `parity run` again")
-    return None
 
 
 def _conclude(walked: Sequence[GateResult]) -> tuple[Status, GateResult | None]:
@@ -263,110 +210,6 @@ def _check_labels(results: Results, contract: Contract) -> None:
                     f"image {row.image_id} in {results.header.side}'s results has the label {label!r}, none of those of"
                     f" contract {contract.name!r} ({', '.join(contract.labels)}): judge by the contract it ran under"
                 )
-
-
-def _side(results: Results, labels: tuple[str, ...]) -> Side:
-    rows = list(results.rows.values())
-    counts = Counter((row.truth, row.label) for row in rows)
-    confusion = tuple(tuple(counts[truth, label] for label in (*labels, None)) for truth in labels)
-    per_class = tuple(_class_score(label, index, confusion) for index, label in enumerate(labels))
-    occurring = {row.truth for row in rows} | {row.label for row in rows}
-    f1 = [score.f1 for score in per_class if score.label in occurring]
-    correct = sum(row.correct for row in rows)
-    low, high = wilson(correct, len(rows))
-    seconds = sum(row.ms["total"] if "total" in row.ms else sum(row.ms.values()) for row in rows) / 1e3
-    phases = dict.fromkeys(phase for row in rows for phase in row.ms)
-    return Side(
-        side=results.header.side,
-        correct=correct,
-        accuracy=correct / len(rows),
-        accuracy_low=low,
-        accuracy_high=high,
-        macro_f1=sum(f1) / len(f1),
-        unanswered=sum(row.label is None for row in rows),
-        per_class=per_class,
-        confusion=confusion,
-        seconds=seconds,
-        images_per_second=len(rows) / seconds if seconds > 0 else None,
-        ms_median={phase: median(row.ms[phase] for row in rows if phase in row.ms) for phase in phases},
-    )
-
-
-def _class_score(label: str, index: int, confusion: tuple[tuple[int, ...], ...]) -> ClassScore:
-    hits = confusion[index][index]
-    support = sum(confusion[index])
-    answered = sum(row[index] for row in confusion)
-    low, high = wilson(hits, support) if support else (0.0, 1.0)
-    return ClassScore(
-        label=label,
-        support=support,
-        precision=hits / answered if answered else 0.0,
-        recall=hits / support if support else 0.0,
-        recall_low=low,
-        recall_high=high,
-        f1=2 * hits / (support + answered) if support + answered else 0.0,
-    )
-
-
-def _difference(pairs: list[Pair], margin_points: float) -> Difference:
-    won = sum(b.correct and not a.correct for a, b in pairs)
-    lost = sum(a.correct and not b.correct for a, b in pairs)
-    low, high = tango(won, lost, len(pairs))
-    return Difference(
-        points=100 * (won - lost) / len(pairs),
-        low=100 * low,
-        high=100 * high,
-        margin_points=margin_points,
-        mcnemar_p=mcnemar_exact(won, lost),
-        won=won,
-        lost=lost,
-        p_inferior=noninferiority_p(won, lost, len(pairs), margin_points / 100),
-        needed=pairs_needed(won, lost, len(pairs), margin_points / 100),
-    )
-
-
-def _flips(pairs: list[Pair], ladder: Ladder | None, limits: Limits | None) -> AllFlips:
-    """The kinds exclude each other and make up all unequal answers."""
-    unequal = [(a, b) for a, b in pairs if a.label != b.label]
-
-    def listed(chosen: list[Pair]) -> Flips:
-        return Flips(count=len(chosen), examples=tuple(flip(a, b) for a, b in chosen[:MAX_EXAMPLES]))
-
-    def flip(a: Row, b: Row) -> Flip:
-        row = ladder.rows.get(a.key) if ladder else None
-        return Flip(
-            image_id=a.image_id,
-            key=a.key,
-            truth=a.truth,
-            reference=a.label,
-            candidate=b.label,
-            parted_at=parted_at(row, limits) if row and limits else None,
-        )
-
-    return AllFlips(
-        right_to_wrong=listed([(a, b) for a, b in unequal if a.correct]),
-        wrong_to_right=listed([(a, b) for a, b in unequal if b.correct]),
-        wrong_to_other_wrong=listed([(a, b) for a, b in unequal if not a.correct and not b.correct]),
-    )
-
-
-def drift(pairs: Sequence[Pair]) -> Drift | None:
-    """How far the labels' log-probabilities are apart; None where there is nothing to compare."""
-    apart: list[tuple[float, Row, str]] = []
-    for a, b in pairs:
-        for label, x in a.label_logprobs.items():
-            y = b.label_logprobs.get(label)
-            if x is not None and y is not None:
-                apart.append((abs(x - y), a, label))
-    if not apart:
-        return None
-    largest, row, label = max(apart, key=lambda item: item[0])
-    return Drift(
-        mean=sum(item[0] for item in apart) / len(apart),
-        largest=largest,
-        image_id=row.image_id,
-        label=label,
-    )
 
 
 def _notes(

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from parity.compare.ladder import Ladder
-from parity.judge.judge import find_ladder
+from parity.judge.beside import find_ladder
 from parity.judge.verdict import SCHEMA_VERSION, Verdict
 from parity.results import Results, read_results
 from pipeline.core.errors import UserError

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.judge.gates.common import Pair
-from parity.judge.judge import drift
+from parity.judge.scoring import drift
 from parity.judge.statistics import mcnemar_exact, tango
 from parity.judge.verdict import Drift
 from parity.report.screen import plain, section

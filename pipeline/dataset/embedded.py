@@ -16,8 +16,9 @@ from PIL import Image
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_folder, sha256_bytes
+from pipeline.dataset.noise import Array, Stream, fbm
 from pipeline.dataset.records import Dataset, Problems, Progress, Record, in_parallel
-from pipeline.dataset.textures import MAX_GENERIC, NAMED, Array, Stream, fbm, generic
+from pipeline.dataset.textures import MAX_GENERIC, NAMED, generic
 from pipeline.dataset.writing import check_target, store_image, write_dataset
 from pipeline.letterbox import letterbox
 

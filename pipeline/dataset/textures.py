@@ -1,130 +1,18 @@
 """Procedural photos, numpy alone: water, land, fire, wood and metal, and up to 40 families for other labels.
 
-Every texture is ``(Stream, height, width) -> float32 [H, W, 3] in 0..1``. The same stream gives the same bytes on
-every machine: random numbers come from a bit generator's raw output (whose stream numpy promises to keep, unlike that
-of ``Generator``'s methods), and the arithmetic is +, -, *, /, floor, sqrt alone, each its own pass over the array: IEEE
-754 fixes their results, while ``sin``, ``exp``, ``@`` and ``sum`` differ by processor.
+Every texture is ``(Stream, height, width) -> float32 [H, W, 3] in 0..1``, the same on every machine: see
+:mod:`pipeline.dataset.noise`, whose rules hold here as well.
 """
 
 import colorsys
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.floating]
-"""float32 throughout; numpy's stubs take a float32 array times a Python float for float64."""
+from pipeline.dataset.noise import Array, Stream, blend, fbm, lit, noise, noise_at, ramp, smoothstep, span, wave
+
 MAX_GENERIC = 40
 """Label sets larger than this have no generated pictures that a person could tell apart."""
-
-
-class Stream:
-    """A named stream of random numbers."""
-
-    def __init__(self, name: str) -> None:
-        self._bits = np.random.PCG64(int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big"))
-
-    def uniform(self, low: float, high: float) -> float:
-        """One number, evenly from ``low`` to ``high``."""
-        return low + (high - low) * ((int(self._bits.random_raw()) >> 11) * 2.0**-53)
-
-    def chance(self, probability: float) -> bool:
-        """True that often."""
-        return self.uniform(0, 1) < probability
-
-    def integer(self, low: int, high: int) -> int:
-        """A whole number from ``low`` to ``high``, both possible."""
-        return low + int(self._bits.random_raw()) % (high - low + 1)
-
-    def grid(self, rows: int, columns: int) -> Array:
-        """float32 [rows, columns], evenly from 0 to 1 in steps of 1/256."""
-        raw = self._bits.random_raw(-(-rows * columns // 8)).astype("<u8").view(np.uint8)
-        return raw[: rows * columns].reshape(rows, columns).astype(np.float32) / 256
-
-
-def _span(length: int) -> Array:
-    return np.arange(length, dtype=np.float32)
-
-
-def _fade(t: Array) -> Array:
-    """Smoothstep of 0..1."""
-    return t * t * (3 - 2 * t)
-
-
-def _step(low: float, high: float, value: Array) -> Array:
-    """0 up to ``low``, 1 from ``high``, smooth between."""
-    return _fade(np.clip((value - low) / (high - low), 0, 1))
-
-
-def wave(t: Array) -> Array:
-    """A sine's stand-in: period 1, 0..1, peak at 0.5, from a polynomial."""
-    t = t - np.floor(t)
-    return _fade(1 - np.abs(2 * t - 1))
-
-
-def noise(stream: Stream, height: int, width: int, cell_y: float, cell_x: float) -> Array:
-    """Smooth random field [H, W] in 0..1 whose features measure ``cell_y`` x ``cell_x`` pixels."""
-    lattice = stream.grid(int(height / cell_y) + 3, int(width / cell_x) + 3)
-    y = _span(height) / cell_y + stream.uniform(0, 1)
-    x = _span(width) / cell_x + stream.uniform(0, 1)
-    row, column = np.floor(y), np.floor(x)
-    fy, fx = _fade(y - row)[:, None], _fade(x - column)
-    i, j = row.astype(np.intp), column.astype(np.intp)
-    lines = lattice[:, j] + (lattice[:, j + 1] - lattice[:, j]) * fx
-    out: Array = lines[i] + (lines[i + 1] - lines[i]) * fy
-    return out
-
-
-def noise_at(lattice: Array, y: Array, x: Array) -> Array:
-    """Smooth random field at any coordinates (in cells, [H, W]), repeating outside the lattice. Both its sides are
-    powers of two."""
-    rows, columns = lattice.shape
-    row, column = np.floor(y), np.floor(x)
-    fy, fx = _fade(y - row), _fade(x - column)
-    i0, j0 = row.astype(np.int32) & (rows - 1), column.astype(np.int32) & (columns - 1)
-    i1, j1 = ((i0 + 1) & (rows - 1)) * columns, (j0 + 1) & (columns - 1)
-    i0 = i0 * columns
-    flat = lattice.ravel()
-    top, bottom = flat.take(i0 + j0), flat.take(i1 + j0)
-    top = top + (flat.take(i0 + j1) - top) * fx
-    bottom = bottom + (flat.take(i1 + j1) - bottom) * fx
-    out: Array = top + (bottom - top) * fy
-    return out
-
-
-def fbm(stream: Stream, height: int, width: int, cell_y: float, cell_x: float, octaves: int) -> Array:
-    """Noise of ``octaves`` sizes, each half as large and half as strong as the one before; 0..1."""
-    total = np.zeros((height, width), np.float32)
-    weight, norm = 1.0, 0.0
-    for _ in range(octaves):
-        total = total + noise(stream, height, width, max(cell_y, 1.0), max(cell_x, 1.0)) * weight
-        norm, weight, cell_y, cell_x = norm + weight, weight / 2, cell_y / 2, cell_x / 2
-    return total / norm
-
-
-def ramp(value: Array, colors: Sequence[tuple[float, float, float]]) -> Array:
-    """Colour [..., 3] of ``value`` 0..1 on evenly spaced control colours (0..255), through a table of 1024 entries."""
-    stops = np.asarray(colors, np.float32) / 255
-    place = np.arange(1024, dtype=np.float32) * ((len(colors) - 1) / 1023)
-    low = np.minimum(np.floor(place).astype(np.intp), len(colors) - 2)
-    table = stops[low] + (stops[low + 1] - stops[low]) * (place - low.astype(np.float32))[:, None]
-    index = (np.clip(value, 0, 1) * 1023).astype(np.int32)
-    out: Array = table.take(index, axis=0)
-    return out
-
-
-def _mix(a: Array, b: Array, weight: Array) -> Array:
-    """``a`` where ``weight`` [H, W] is 0, ``b`` where it is 1."""
-    return a + (b - a) * weight[:, :, None]
-
-
-def _relief(height_map: Array, strength: float) -> Array:
-    """Light from the upper left on a height map [H, W]; 1 on flat ground."""
-    slope = np.zeros_like(height_map)
-    slope[1:, 1:] = height_map[1:, 1:] - height_map[:-1, :-1]
-    out: Array = np.clip(1 + slope * strength, 0.25, 1.8)
-    return out
 
 
 def water(stream: Stream, height: int, width: int) -> Array:
@@ -132,10 +20,10 @@ def water(stream: Stream, height: int, width: int) -> Array:
     if stream.chance(0.35):
         return _shallows(stream, height, width)
     horizon = stream.uniform(-0.5, 0.3) * height
-    down = (_span(height) - horizon) / height
+    down = (span(height) - horizon) / height
     depth = 1 / (np.clip(down, 0, None) + 0.12)  # far rows lie closer together
     lattice = stream.grid(64, 64)
-    across = (_span(width) - (width / 2)) / width
+    across = (span(width) - (width / 2)) / width
     cells = stream.uniform(5, 9)
     y = np.broadcast_to((depth * (cells * stream.uniform(1.6, 2.6)))[:, None], (height, width))
     x = depth[:, None] * across[None, :] * (cells * 0.7)
@@ -146,17 +34,19 @@ def water(stream: Stream, height: int, width: int) -> Array:
     hue = stream.uniform(0, 1)
     deep = (4 + 16 * hue, 34 + 36 * hue, 78 - 8 * hue)
     middle = (20 + 14 * hue, 92 + 36 * hue, 148 - 6 * hue)
-    sea = ramp(_step(0.15, 0.9, surface), (deep, middle, (130, 188, 210)))
-    glint = _step(0.70, 0.84, surface) * stream.uniform(0.2, 0.9)
+    sea = ramp(smoothstep(0.15, 0.9, surface), (deep, middle, (130, 188, 210)))
+    glint = smoothstep(0.70, 0.84, surface) * stream.uniform(0.2, 0.9)
     sea = sea + (1 - sea) * glint[:, :, None]
-    haze = _step(0.0, 0.5, down)[:, None] * np.ones((1, width), np.float32)
-    sea = _mix(np.broadcast_to(np.asarray((0.56, 0.70, 0.80), np.float32), sea.shape), sea, 0.45 + 0.55 * haze)
-    return _mix(sea, _sky(stream, height, width), 1 - _step(-0.004, 0.004, down)[:, None] + np.zeros_like(surface))
+    haze = smoothstep(0.0, 0.5, down)[:, None] * np.ones((1, width), np.float32)
+    sea = blend(np.broadcast_to(np.asarray((0.56, 0.70, 0.80), np.float32), sea.shape), sea, 0.45 + 0.55 * haze)
+    return blend(
+        sea, _sky(stream, height, width), 1 - smoothstep(-0.004, 0.004, down)[:, None] + np.zeros_like(surface)
+    )
 
 
 def _shallows(stream: Stream, height: int, width: int) -> Array:
     cell = stream.uniform(26, 48)
-    y, x = np.meshgrid(_span(height) / cell, _span(width) / cell, indexing="ij")
+    y, x = np.meshgrid(span(height) / cell, span(width) / cell, indexing="ij")
     lattice = stream.grid(32, 32)
     warp = noise_at(lattice, y * 0.7, x * 0.7 + 9) * 1.6
     web = 1 - np.abs(noise_at(lattice, y + warp, x + warp + 3) - 0.5) * 4.5
@@ -171,9 +61,9 @@ def _shallows(stream: Stream, height: int, width: int) -> Array:
 def _sky(stream: Stream, height: int, width: int) -> Array:
     tone = stream.uniform(0, 1)
     cloud = fbm(stream, height, width, height / 5, width / 2.5, 3)
-    fall = (_span(height) / height)[:, None] * 0.9
+    fall = (span(height) / height)[:, None] * 0.9
     clear = ((70 + 90 * tone, 120 + 60 * tone, 185 + 10 * tone), (225, 228, 228))
-    return ramp(fall + _step(0.5, 0.8, cloud) * 0.7, clear)
+    return ramp(fall + smoothstep(0.5, 0.8, cloud) * 0.7, clear)
 
 
 def land(stream: Stream, height: int, width: int) -> Array:
@@ -193,14 +83,14 @@ def _ground(stream: Stream, height: int, width: int) -> Array:
     dry = stream.uniform(0, 1)
     green = ramp(cover, ((38 + 60 * dry, 62 + 22 * dry, 24), (92 + 40 * dry, 112, 50), (150, 142, 84)))
     soil = ramp(cover, ((74, 52, 34), (134, 100, 66), (186, 156, 112)))
-    bare = _step(0.42, 0.58, relief + stream.uniform(-0.14, 0.1))
-    return _mix(green, soil, bare) * _relief(relief, 9)[:, :, None]
+    bare = smoothstep(0.42, 0.58, relief + stream.uniform(-0.14, 0.1))
+    return blend(green, soil, bare) * lit(relief, 9)[:, :, None]
 
 
 def _hills(stream: Stream, height: int, width: int) -> Array:
     out = _sky(stream, height, width)
     layers = stream.integer(3, 4)
-    rows = _span(height)[:, None]
+    rows = span(height)[:, None]
     top = stream.uniform(0.12, 0.4)
     dry = stream.uniform(0, 1)
     for layer in range(layers):
@@ -212,12 +102,12 @@ def _hills(stream: Stream, height: int, width: int) -> Array:
         ground = ramp(grain, near_ground)
         haze = np.asarray((0.58, 0.66, 0.70), np.float32)
         ground = ground * near + haze * (1 - near)
-        out = _mix(out, ground, _step(-1.0, 1.0, rows - edge))
+        out = blend(out, ground, smoothstep(-1.0, 1.0, rows - edge))
     return out
 
 
 def _dunes(stream: Stream, height: int, width: int) -> Array:
-    rows, columns = _span(height)[:, None], _span(width)[None, :]
+    rows, columns = span(height)[:, None], span(width)[None, :]
     big = fbm(stream, height, width, height / 2, width / 1.5, 3)
     lean = stream.uniform(-0.35, 0.35)
     crest = (rows + columns * lean) / (height / stream.uniform(1.6, 3)) + big * 2.2
@@ -238,7 +128,7 @@ def _dunes(stream: Stream, height: int, width: int) -> Array:
 def fire(stream: Stream, height: int, width: int) -> Array:
     """Flames rising out of the dark, with sparks."""
     cell = stream.uniform(0.13, 0.24) * width
-    rows, columns = np.meshgrid(_span(height), _span(width), indexing="ij")
+    rows, columns = np.meshgrid(span(height), span(width), indexing="ij")
     lattice = stream.grid(64, 64)
     rise = 1 - rows / height
     y, x = rows / (cell * stream.uniform(1.8, 2.6)), columns / cell
@@ -252,7 +142,7 @@ def fire(stream: Stream, height: int, width: int) -> Array:
     heat = flame * 1.5 + stream.uniform(0.05, 0.3) - rise * stream.uniform(0.7, 1.1) - aside
     dark = (stream.uniform(4, 22), stream.uniform(3, 12), stream.uniform(3, 20))
     colors = (dark, (92, 16, 5), (206, 58, 8), (246, 134, 16), (255, 208, 66), (255, 248, 196))
-    out = ramp(_step(-0.05, 1.15, heat), colors)
+    out = ramp(smoothstep(-0.05, 1.15, heat), colors)
     for _ in range(stream.integer(0, 24)):
         row, column = stream.integer(0, height - 3), stream.integer(0, width - 3)
         if heat[row, column] < 0.4:
@@ -266,7 +156,7 @@ def wood(stream: Stream, height: int, width: int) -> Array:
     upright = stream.chance(0.5)
     if not upright:
         height, width = width, height
-    rows, columns = np.meshgrid(_span(height), _span(width), indexing="ij")
+    rows, columns = np.meshgrid(span(height), span(width), indexing="ij")
     board = width / stream.integer(1, 5) + 1
     seam = columns / board
     number = np.floor(seam)
@@ -278,7 +168,7 @@ def wood(stream: Stream, height: int, width: int) -> Array:
         along = (rows - stream.uniform(0, height)) / stream.uniform(20, 42)
         rings = rings + stream.uniform(2.5, 4.5) / (1 + across * across + along * along)
     turn = rings - np.floor(rings)
-    late = turn * turn * _step(0.0, 0.12, 1 - turn)  # a ring darkens slowly and ends sharply
+    late = turn * turn * smoothstep(0.0, 0.12, 1 - turn)  # a ring darkens slowly and ends sharply
     fibre = noise(stream, height, width, stream.uniform(24, 60), 1.3)
     tone = stream.grid(1, 8)[0][number.astype(np.intp) % 8] * 0.22
     value = late * 0.42 + fibre * 0.30 + tone + 0.04
@@ -286,14 +176,14 @@ def wood(stream: Stream, height: int, width: int) -> Array:
     light = (222 - 96 * kind, 180 - 94 * kind, 126 - 76 * kind)
     middle = (176 - 74 * kind, 120 - 60 * kind, 68 - 40 * kind)
     out = ramp(value, (light, middle, (70 - 34 * kind, 40 - 20 * kind, 22 - 10 * kind)))
-    out = out * (0.35 + 0.65 * _step(0.4, 1.8, edge))[:, :, None]
+    out = out * (0.35 + 0.65 * smoothstep(0.4, 1.8, edge))[:, :, None]
     return out if upright else np.ascontiguousarray(out.transpose(1, 0, 2))
 
 
 def metal(stream: Stream, height: int, width: int) -> Array:
     """Brushed panels with rivets, corrugated sheet, or tread plate."""
     kind = stream.integer(0, 2)
-    rows, columns = np.meshgrid(_span(height), _span(width), indexing="ij")
+    rows, columns = np.meshgrid(span(height), span(width), indexing="ij")
     streaks = noise(stream, height, width, 1.0, stream.uniform(50, 160))
     light = (
         noise(stream, height, width, height / stream.uniform(1.5, 4), width * 2) * 0.5
@@ -326,12 +216,12 @@ def _panels(stream: Stream, value: Array, rows: Array, columns: Array) -> Array:
     x = columns / pitch_x + stream.uniform(0, 1)
     dy, dx = (y - np.floor(y)) * pitch_y, (x - np.floor(x)) * pitch_x
     seam = np.minimum(dy, dx)
-    value = value * (0.3 + 0.7 * _step(0.6, 2.0, seam))
+    value = value * (0.3 + 0.7 * smoothstep(0.6, 2.0, seam))
     step = stream.uniform(18, 30)
     ry, rx = dy - 9, columns / step
     rx = (rx - np.floor(rx) - 0.5) * step
     span = np.sqrt(ry * ry + rx * rx)
-    dome = _step(0.0, 1.6, 5 - span)
+    dome = smoothstep(0.0, 1.6, 5 - span)
     shine = 0.55 - (ry + rx) * 0.08
     out: Array = value + (np.clip(shine, 0, 1) - value) * dome
     return out
@@ -346,7 +236,7 @@ def _tread(stream: Stream, value: Array, rows: Array, columns: Array) -> Array:
     turned = (iu + iv) - 2 * np.floor((iu + iv) / 2) > 0
     long, short = np.where(turned, a, b), np.where(turned, b, a)
     inside = 1 - (long * long * 5.5 + short * short * 60)
-    bump = _step(0.0, 0.5, inside)
+    bump = smoothstep(0.0, 0.5, inside)
     shine = np.clip(0.62 - (a + b) * 1.4, 0, 1)
     return value * 0.8 + (shine - value * 0.8) * bump
 
@@ -362,7 +252,7 @@ def generic(index: int) -> Callable[[Stream, int, int], Array]:
     cell = (14.0, 26.0)[(turn // 4 + kind) % 2]
 
     def texture(stream: Stream, height: int, width: int) -> Array:
-        rows, columns = np.meshgrid(_span(height), _span(width), indexing="ij")
+        rows, columns = np.meshgrid(span(height), span(width), indexing="ij")
         size = cell * stream.uniform(0.85, 1.18)
         bend = noise(stream, height, width, 90, 90) * stream.uniform(0.2, 0.8)
         u = (rows * (direction[0]) + columns * (direction[1])) / size + bend
@@ -372,7 +262,7 @@ def generic(index: int) -> Callable[[Stream, int, int], Array]:
         elif kind == 1:  # checks
             value = np.abs(wave(u * 0.5).round() - wave(v * 0.5).round())
         elif kind == 2:  # clouds
-            value = _step(0.3, 0.7, fbm(stream, height, width, cell * 1.6, cell * 1.6, 2))
+            value = smoothstep(0.3, 0.7, fbm(stream, height, width, cell * 1.6, cell * 1.6, 2))
         elif kind == 3:  # rings
             y = rows - (stream.uniform(0.2, 0.8) * height)
             x = columns - (stream.uniform(0.2, 0.8) * width)
@@ -380,7 +270,7 @@ def generic(index: int) -> Callable[[Stream, int, int], Array]:
         else:  # dots
             du, dv = u * 0.6, v * 0.6
             du, dv = du - np.floor(du) - 0.5, dv - np.floor(dv) - 0.5
-            value = _step(0.0, 0.04, 0.09 - du * du - dv * dv)
+            value = smoothstep(0.0, 0.04, 0.09 - du * du - dv * dv)
         near = hue + stream.uniform(-0.03, 0.03)
         low, high = colorsys.hsv_to_rgb(near % 1, 0.85, 0.28), colorsys.hsv_to_rgb(near % 1, 0.55, 0.95)
         grain = (stream.grid(height, width) - 0.5) * 0.12

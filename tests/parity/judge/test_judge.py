@@ -29,7 +29,8 @@ from sides import (
 )
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
-from parity.judge.judge import belongs, find_contract, find_ladder, judge, judge_runs, write_verdict
+from parity.judge.beside import belongs, find_contract, find_ladder
+from parity.judge.judge import judge, judge_runs, write_verdict
 from parity.judge.statistics import mcnemar_exact, noninferiority_p, pairs_needed, tango, wilson
 from parity.judge.verdict import Verdict
 from parity.report.screen import render_text

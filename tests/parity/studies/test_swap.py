@@ -17,10 +17,11 @@ import torch
 from models import NAME, Pair, canvases, opened, rewrite
 from rich.console import Console
 
-import parity.studies.swap
+import parity.studies.swap.job
 from parity.engines import hf
-from parity.studies.attribution import SwapMatrix, SwapRow, markdown, print_matrix
-from parity.studies.swap import Swaps, variants
+from parity.studies.swap.job import Swaps, variants
+from parity.studies.swap.matrix import SwapMatrix, SwapRow
+from parity.studies.swap.tables import markdown, print_matrix
 from pipeline.contract import Contract, Runtime
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
@@ -234,7 +235,7 @@ def test_a_killed_run_goes_on(tiny: Path, phone_pair: Pair, folder: Path, monkey
         (folder / "rows" / f"{name}.json").unlink()
     (folder / "swap.json").unlink()
     counted, limit = 0, N + 2
-    before = parity.studies.swap.measure
+    before = parity.studies.swap.job.measure
 
     def counting(*arguments: Any) -> Any:
         nonlocal counted
@@ -243,7 +244,7 @@ def test_a_killed_run_goes_on(tiny: Path, phone_pair: Pair, folder: Path, monkey
         counted += 1
         return before(*arguments)
 
-    monkeypatch.setattr(parity.studies.swap, "measure", counting)
+    monkeypatch.setattr(parity.studies.swap.job, "measure", counting)
     with pytest.raises(KeyboardInterrupt):
         swaps(tiny, phone_pair, folder).run()
     assert not (folder / "swap.json").exists()
@@ -292,7 +293,7 @@ def test_the_table_fits_the_screen(clean: Path, width: int) -> None:
 
 
 def test_numbers_that_are_none_are_the_part_that_made_them(clean: Path) -> None:
-    from parity.studies.attribution import attribute
+    from parity.studies.swap.attribution import attribute
 
     rows = rows_of(read(clean))
     for name in ("text-Q8_0", "shipped", "shipped-pixels", "shipped-embeddings"):

@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.dataset.textures import NAMED, Stream, generic, noise, ramp
+from pipeline.dataset.noise import Stream, noise, ramp
+from pipeline.dataset.textures import NAMED, generic
 
 
 @pytest.mark.parametrize("label", NAMED)

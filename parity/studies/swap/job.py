@@ -23,7 +23,8 @@ from parity.compare.measure import measure
 from parity.compare.runner import batches, make_row, observe
 from parity.compare.samples import Sample, load_samples, spread
 from parity.results import Row
-from parity.studies.attribution import (
+from parity.studies.swap.attribution import attribute
+from parity.studies.swap.matrix import (
     EXACT,
     EXACT_KV,
     FLOOR,
@@ -33,13 +34,12 @@ from parity.studies.attribution import (
     SwapRow,
     Takes,
     Variant,
-    attribute,
     kv_name,
-    markdown,
     mmproj_row,
     runtime_row,
     text_row,
 )
+from parity.studies.swap.tables import markdown
 from pipeline.contract import Contract, Runtime
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file, write_json, write_text
