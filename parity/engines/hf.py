@@ -1,7 +1,7 @@
 """The reference side: the merged Hugging Face model."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,10 +17,36 @@ from pipeline.models.smolvlm.inference import HfPredictor
 Dtype = Literal["float32", "bfloat16"]
 
 
+def exact_float32() -> None:
+    """Let no kernel of this process round float32 to TF32 or bfloat16, whatever was set before.
+
+    cuDNN's convolutions take TF32 unless told otherwise: 10 bits of mantissa, as few as half precision has, in the
+    first layer of the vision half. torch has two generations of switches, and reading one raises where the other says
+    something else, so that both are set (torch 2.13: ``aten/src/ATen/Context.cpp``).
+    """
+    backends: Any = torch.backends  # torch types a part of them
+    torch.set_float32_matmul_precision("highest")  # cuBLAS' and oneDNN's products
+    backends.cudnn.allow_tf32 = False
+    cudnn, onednn = backends.cudnn, backends.mkldnn
+    for owner in (backends, backends.cuda.matmul, cudnn, cudnn.conv, cudnn.rnn, onednn, onednn.conv, onednn.matmul,
+                  onednn.rnn):  # fmt: skip
+        owner.fp32_precision = "ieee"
+
+
+def load_reference(folder: Path, device: str | None = None, dtype: Dtype = "float32") -> Any:
+    """A merged folder's model, its float32 exact, on a torch device: by default a GPU where there is one."""
+    exact_float32()
+    return load_model(folder).to(device=device or default_device(), dtype=getattr(torch, dtype))
+
+
+def default_device() -> str:
+    """``cuda`` where there is a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def hf_predictor(folder: Path, encoder: Encoder, device: str = "cpu", dtype: Dtype = "float32") -> HfPredictor:
     """Load a merged model folder on a torch device. float32 is the reference; bfloat16 shows what rounding does."""
-    model = load_model(folder).to(device=device, dtype=getattr(torch, dtype))
-    return HfPredictor(model, load_tokenizer(folder), encoder)
+    return HfPredictor(load_reference(folder, device, dtype), load_tokenizer(folder), encoder)
 
 
 def open_hf(
@@ -29,7 +55,7 @@ def open_hf(
     """The Hugging Face side of a merged model folder, on a GPU where there is one. ``threads``: torch's own."""
     if threads:
         torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     predictor = hf_predictor(merged, encoder_of(merged, contract), device, dtype)
     runtime = {"dtype": dtype, "device": device, "n_threads": torch.get_num_threads()}
     header = header_of(

@@ -109,11 +109,9 @@ class Bench:
 
     @cached_property
     def _reference_model(self) -> Any:
-        import torch
+        from parity.engines.hf import load_reference
 
-        from pipeline.models.smolvlm.folder import load_model
-
-        return load_model(self.merged).to(device="cuda" if torch.cuda.is_available() else "cpu")
+        return load_reference(self.merged)
 
     def encoder(self, contract: Contract) -> Encoder:
         """A contract's encoder for the merged model."""
