@@ -24,15 +24,17 @@ def header_of(
     contract: Contract,
     dataset_sha256: str,
     predictor: Any,
+    backends: dict[str, str] | None = None,
     **about: Any,
 ) -> Header:
-    """The header of a side that ``opener`` opened; ``about`` fills in what only that side knows."""
+    """The header of a side that ``opener`` opened. ``backends``: what computes there, beside the machine; ``about``
+    fills in what only that side knows."""
     return Header(
         side=side,
         contract_sha256=contract.digest,
         dataset_sha256=dataset_sha256,
         versions=versions() | {"code": code_digest(opener)},
-        device=machine(),
+        device=machine() | (backends or {}),
         prompt_token_ids=tuple(predictor.prompt_ids),
         image_slots=tuple(predictor.image_slots),
         **about,

@@ -1,5 +1,6 @@
 """The reference side: the merged Hugging Face model."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,26 @@ def exact_float32() -> None:
         owner.fp32_precision = "ieee"
 
 
+def backends() -> dict[str, str]:
+    """What computes for torch in this process; the same from start to end once :func:`exact_float32` was called."""
+    known: Any = torch.backends  # torch types a part of it
+    mkl, blas = _built_with(r"Math Kernel Library Version (\S+)"), _built_with(r"BLAS_INFO=(\w+)")
+    found = {
+        "torch_cpu_kernels": known.cpu.get_cpu_capability(),
+        "torch_blas": f"MKL {mkl}" if mkl else blas or "none",
+        "torch_onednn": _built_with(r"MKL-DNN v(\S+)") or "none",
+        "torch_tf32": "on" if known.cuda.matmul.allow_tf32 or known.cudnn.allow_tf32 else "off",
+    }
+    if torch.version.cuda:
+        found |= {"torch_cuda": torch.version.cuda, "torch_cudnn": str(known.cudnn.version() or "none")}
+    return found
+
+
+def _built_with(pattern: str) -> str | None:
+    match = re.search(pattern, torch.__config__.show())
+    return match[1] if match else None
+
+
 def load_reference(folder: Path, device: str | None = None, dtype: Dtype = "float32") -> Any:
     """A merged folder's model, its float32 exact, on a torch device: by default a GPU where there is one."""
     exact_float32()
@@ -63,5 +84,6 @@ def open_hf(
         model={path.name: sha256_file(path) for path in sorted(merged.glob("*.safetensors"))},
         weights_sha256=weights_digest(merged),
         runtime=runtime | {"fed": contract.image.channel_order},
+        backends=backends(),
     )  # fmt: skip
     return OpenSide(predictor, header)

@@ -62,8 +62,9 @@ def provenance(verdict: Verdict) -> list[tuple[str, list[Fact]]]:
 
 
 def _table(ours: Mapping[str, Any], theirs: Mapping[str, Any], expected: bool) -> list[Fact]:
-    names = dict.fromkeys((*ours, *theirs))
-    return [Fact(name, (_value(ours, name), _value(theirs, name)), expected) for name in names]
+    """``expected`` or not, a side may say what the other cannot, such as what computes for torch."""
+    values = {name: (_value(ours, name), _value(theirs, name)) for name in (*ours, *theirs)}
+    return [Fact(name, value, expected or None in value) for name, value in values.items()]
 
 
 def _value(table: Mapping[str, Any], name: str) -> str | None:

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,14 +51,37 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine() -> dict[str, str]:
-    """The machine that a result was made on."""
+def machine(proc: Path = Path("/proc")) -> dict[str, str]:
+    """The machine that a result was made on: ``cpu``, ``cores``, ``system`` and, where there is one, ``gpu`` and
+    ``gpu_driver``. ``proc``: the kernel's own account of it; NVIDIA's driver has its part there, as torch need not be
+    loaded for it.
+    """
     model = platform.processor() or platform.machine()
+    for line in _lines(proc / "cpuinfo"):
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    found = {"cpu": model, "cores": str(os.cpu_count()), "system": f"{platform.system()} {platform.machine()}"}
+    return found | _gpus(proc / "driver" / "nvidia")
+
+
+def _gpus(driver: Path) -> dict[str, str]:
+    names = Counter(
+        line.partition(":")[2].strip()
+        for path in sorted(driver.glob("gpus/*/information"))
+        for line in _lines(path)
+        if line.startswith("Model:")
+    )
+    if not names:
+        return {}
+    found = {"gpu": ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items())}
+    # NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023
+    version = re.search(r"Kernel Module\D.*?\s(\d+(?:\.\d+)+)\s", " ".join(_lines(driver / "version")))
+    return found | ({"gpu_driver": version[1]} if version else {})
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
+        return path.read_text(errors="replace").splitlines()
     except OSError:
-        pass
-    return {"cpu": model, "cores": str(os.cpu_count()), "system": f"{platform.system()} {platform.machine()}"}
+        return []

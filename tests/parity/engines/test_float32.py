@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from parity.engines.hf import hf_predictor, load_reference
+from parity.engines.hf import hf_predictor, load_reference, open_hf
 from parity.studies.selftest.bench import Bench
 from pipeline.contract import Contract
+from pipeline.core.provenance import machine
 
 BACKENDS: Any = torch.backends
 OWNERS = (
@@ -74,3 +75,16 @@ def test_every_reference_is_opened_so(tiny: Path) -> None:
         put("cudnn.conv", "fp32_precision", "tf32")()
         opening()
         assert rounded() == []
+
+
+def test_the_header_says_what_computed(tiny: Path) -> None:
+    contract, machine_alone = Contract(), machine()
+    device = open_hf(tiny, contract, "0" * 64).header.device
+    assert device == open_hf(tiny, contract, "0" * 64, "bfloat16").header.device, "the same through the whole run"
+    assert machine_alone.items() <= device.items()
+    assert device["torch_cpu_kernels"] == torch.backends.cpu.get_cpu_capability()
+    assert device["torch_tf32"] == "off"
+    built = torch.__config__.show()
+    assert device["torch_blas"].removeprefix("MKL ") in built
+    assert device["torch_onednn"] in built
+    assert ("torch_cudnn" in device) == torch.backends.cudnn.is_available()

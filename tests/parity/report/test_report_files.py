@@ -18,6 +18,7 @@ from parity.cli import app
 from parity.judge.judge import judge
 from parity.report.files import write_reports
 from parity.report.junit import junit_xml
+from parity.report.provenance import provenance
 from parity.report.saved import read_saved
 from parity.report.schema import SCHEMA, verdict_schema
 from parity.report.summary import annotations, escape, summary
@@ -277,3 +278,13 @@ def test_wheel_has_the_page(request: pytest.FixtureRequest) -> None:
 def test_pair_of_equal_sides_has_no_flip_in_its_reports() -> None:
     reference, candidate = pair(200)
     assert "No flips" in summary(judge(reference, candidate, FIVE))
+
+
+def test_what_one_side_alone_says_is_no_difference() -> None:
+    machine = {"cpu": "one", "cores": "2"}
+    ours = results(right(200), device=machine | {"torch_blas": "MKL"})
+    theirs = results(right(200), "llamacpp", device=machine | {"cpu": "another"})
+    groups = dict(provenance(judge(ours, theirs, FIVE)))
+    facts = {fact.name: fact for fact in groups["Device"]}
+    assert {name for name, fact in facts.items() if fact.differs} == {"cpu", "torch_blas"}
+    assert {name for name, fact in facts.items() if fact.differs and not fact.expected} == {"cpu"}
