@@ -5,7 +5,8 @@
     logs/          log.jsonl: one line for each logged step and each evaluation
 
 Invariants: same recipe, dataset and machine give the same adapter, whether or not the run was killed and resumed on the
-way; the prompt has no part in the loss; logits are computed at the answer's positions only.
+way; the prompt has no part in the loss; logits are computed at the answer's positions only; a step is one call of the
+module that Trainer wraps (autocast and DDP see nothing else); where several processes train, one of them writes.
 """
 
 import json
@@ -14,6 +15,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -86,6 +88,19 @@ def answer_loss(model: Any, batch: dict[str, torch.Tensor], encoder: Encoder) ->
     )
 
 
+def answer_loss_forward(peft_model: Any, encoder: Encoder) -> None:
+    """Make :func:`answer_loss` of a collated batch what calling ``peft_model`` gives.
+
+    accelerate wraps a model's ``forward`` in autocast, and DDP exchanges gradients for what its ``forward`` computed:
+    what is computed beside it, by calling a part of the model, gets neither.
+    """
+
+    def forward(self: Any, **batch: torch.Tensor) -> torch.Tensor:
+        return answer_loss(self.get_base_model(), batch, encoder)
+
+    peft_model.forward = MethodType(forward, peft_model)
+
+
 class _AnswerTrainer(Trainer):
     """Trainer with the loss above and an evaluation that generates."""
 
@@ -97,12 +112,15 @@ class _AnswerTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        return answer_loss(model, inputs, self._encoder) / num_items_in_batch
+        # Tokens are counted over all processes, and DDP takes the mean of their gradients, as Trainer's own does it.
+        loss: torch.Tensor = model(**inputs) / num_items_in_batch * self.accelerator.num_processes
+        return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        assert self.model is not None
-        self.model.eval()
-        predictor = HfPredictor(self.model, self._tokenizer, self._encoder)
+        adapted: Any = self.model
+        adapted.eval()
+        # Below autocast and DDP: in float32, as the merged model is judged. Each process does all of it.
+        predictor = HfPredictor(adapted.get_base_model(), self._tokenizer, self._encoder)
         contract = self._encoder.contract
         right: dict[str, list[bool]] = {label: [] for label in contract.labels}
         logprobs = []
@@ -119,17 +137,22 @@ class _AnswerTrainer(Trainer):
 
 
 class _Keeper(TrainerCallback):
-    """Marks checkpoints whole, removes superseded ones, writes the log and reports progress."""
+    """Marks checkpoints whole, removes superseded ones, writes the log and reports progress; in the main process."""
 
     def __init__(self, folder: Path, log: Path, progress: Progress) -> None:
         self._folder, self._log, self._progress = folder, log, progress
         self._last = ""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        args.distributed_state.wait_for_everyone()  # each process saves its own random state
+        if not state.is_world_process_zero:
+            return
         checkpoints.mark_complete(self._folder / f"checkpoint-{state.global_step}")
         checkpoints.keep_only(self._folder, {state.global_step, state.best_global_step})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         logs = logs or {}
         with open(self._log, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
@@ -140,15 +163,14 @@ class _Keeper(TrainerCallback):
         self._progress(state.global_step, state.max_steps, self._last)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._progress(state.global_step, state.max_steps, self._last)
+        if state.is_world_process_zero:
+            self._progress(state.global_step, state.max_steps, self._last)
 
 
 def _arguments(folder: Path, settings: TrainSettings, n_examples: int, seed: int) -> TrainingArguments:
-    steps_per_epoch = math.ceil(n_examples / (settings.batch_size * settings.gradient_accumulation))
-    interval = max(1, steps_per_epoch // settings.evals_per_epoch)
     cuda = torch.cuda.is_available()
     bf16 = settings.bf16 == "on" or (settings.bf16 == "auto" and cuda and torch.cuda.is_bf16_supported())
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
@@ -165,18 +187,21 @@ def _arguments(folder: Path, settings: TrainSettings, n_examples: int, seed: int
         seed=seed,
         data_seed=seed,
         eval_strategy="steps",
-        eval_steps=interval,
         save_strategy="steps",
-        save_steps=interval,
         metric_for_best_model="accuracy",
         greater_is_better=True,
-        logging_steps=max(1, interval // 10),
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=cuda,
         save_total_limit=None,  # checkpoints.py removes them, after the next one is whole
     )
+    batch = settings.batch_size * settings.gradient_accumulation * arguments.world_size
+    interval = max(1, math.ceil(n_examples / batch) // settings.evals_per_epoch)
+    arguments.eval_steps = arguments.save_steps = interval
+    arguments.logging_steps = max(1, interval // 10)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one GPU a process: DataParallel would split the loss
+    return arguments
 
 
 def train(
@@ -192,18 +217,21 @@ def train(
 ) -> dict[str, float]:
     """Train, or go on where a killed run of the same settings stopped; write ``lora_adapter`` and ``logs``.
 
+    Under torchrun each process has ``batch_size`` examples a step, and all of them return when the files are there.
     Returns the best checkpoint's step and validation accuracy.
     """
     scratch, logs = folder / "checkpoints", folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    arguments = _arguments(scratch, settings, len(training), seed)
     set_seed(seed)  # the adapter's first values
     # To its device first: PEFT ties the adapters of token table and output by shared memory, which a move would part.
-    peft_model = attach(model.to("cuda" if torch.cuda.is_available() else "cpu"), settings)
-    resume = checkpoints.last_complete(scratch)
+    peft_model = attach(model.to(arguments.device), settings)
+    answer_loss_forward(peft_model, encoder)
     log = logs / "log.jsonl"
-    _drop_after(log, int(resume.name.removeprefix("checkpoint-")) if resume else -1)
-    arguments = _arguments(scratch, settings, len(training), seed)
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one GPU: these models are small, and DataParallel would split the loss
+    with arguments.main_process_first(local=False):  # the others find nothing left to remove
+        resume = checkpoints.last_complete(scratch)
+        if arguments.process_index == 0:
+            _drop_after(log, int(resume.name.removeprefix("checkpoint-")) if resume else -1)
     trainer = _AnswerTrainer(
         encoder=encoder,
         tokenizer=tokenizer,
@@ -220,17 +248,23 @@ def train(
     best, accuracy = trainer.state.best_global_step, trainer.state.best_metric
     if best is None or accuracy is None:
         raise RuntimeError("training ended without an evaluation")
-    with atomic_folder(folder / "lora_adapter") as out:
-        kept = scratch / f"checkpoint-{best}"
+    result = {"best_step": best, "steps": trainer.state.global_step, "accuracy": accuracy}
+    if arguments.process_index == 0:
+        _keep_best(scratch / f"checkpoint-{best}", folder / "lora_adapter")
+        write_json(logs / "summary.json", result)
+        shutil.rmtree(scratch)
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def _keep_best(kept: Path, adapter: Path) -> None:
+    """Write the folder ``adapter`` from a checkpoint's."""
+    with atomic_folder(adapter) as out:
         shutil.copy(kept / "adapter_model.safetensors", out)
         # PEFT writes a set of names, in another order in each process.
         config = json.loads((kept / "adapter_config.json").read_text(encoding="utf-8"))
         config["target_modules"] = sorted(config["target_modules"])
         write_json(out / "adapter_config.json", config)
-    result = {"best_step": best, "steps": trainer.state.global_step, "accuracy": accuracy}
-    write_json(logs / "summary.json", result)
-    shutil.rmtree(scratch)
-    return result
 
 
 def _drop_after(log: Path, step: int) -> None:

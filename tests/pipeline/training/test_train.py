@@ -1,7 +1,9 @@
 """Training: the loss, what is kept, and that a kill at a bad moment changes nothing."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +132,69 @@ def test_a_checkpoint_without_marker_or_with_a_changed_file_does_not_count(tmp_p
     (tmp_path / "checkpoint-10" / "weights").write_text("torn")
     assert checkpoints.last_complete(tmp_path) == tmp_path / "checkpoint-5"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+STEPS = Path(__file__).parent / "train_steps.py"
+SAME_STEP = 3e-5
+"""Largest difference of a parameter's gradient, two processes from one, over the gradient's norm; measured 3.1e-6."""
+
+
+def _steps(model: Path, out: Path, batch: int, bf16: str = "off", processes: int = 1) -> list[str]:
+    """Run train_steps.py in so many processes, joined by gloo; what each printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    joined = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, str(STEPS), str(model), str(out), str(batch), bf16]
+    started = []
+    for rank in map(str, range(processes)):
+        environment = os.environ | (joined | {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {})
+        started.append(
+            subprocess.Popen(
+                command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                cwd=Path(__file__).parents[3],
+            )
+        )  # fmt: skip
+    try:
+        said = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * processes, said
+    return [out for out, _ in said]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process left behind, with 2 examples a batch."""
+    out = tmp_path_factory.mktemp("alone")
+    _steps(tiny, out, batch=2)
+    return dict(torch.load(out / "0.pt"))
+
+
+def test_two_processes_take_the_step_that_one_takes(tiny: Path, tmp_path: Path, alone: dict[str, Any]) -> None:
+    main, other = _steps(tiny, tmp_path, batch=1, processes=2)
+
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")["gradients"]
+        assert found.keys() == alone["gradients"].keys()
+        assert any("vision_model" in name for name in found)
+        for name, gradient in alone["gradients"].items():
+            assert (found[name] - gradient).norm() <= SAME_STEP * gradient.norm(), name
+    # One log, one row of checkpoints, written when every process has put its random state in.
+    logged = _log(tmp_path)
+    assert [line["step"] for line in logged if "loss" in line] == [1, 2]
+    assert [line["step"] for line in logged if "eval_accuracy" in line] == [2]
+    assert "checkpoint-2 rng_state_0.pth rng_state_1.pth" in main.splitlines()
+    assert other == ""
+    assert (tmp_path / "lora_adapter" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_bf16_holds_for_the_vision_half_and_not_for_the_evaluation(
+    tiny: Path, tmp_path: Path, alone: dict[str, Any]
+) -> None:
+    _steps(tiny, tmp_path, batch=2, bf16="on")
+    found = torch.load(tmp_path / "0.pt")
+    assert (found["training"], found["evaluation"]) == ({"torch.bfloat16"}, {"torch.float32"})
+    assert (alone["training"], alone["evaluation"]) == ({"torch.float32"}, {"torch.float32"})
