@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -11,6 +11,7 @@ from pipeline.cli import RUNS, Assignments, Quiet, RecipePath, Runs, open_build,
 
 if TYPE_CHECKING:
     from parity.judge.verdict import Verdict
+    from pipeline.contract import ChannelOrder
     from pipeline.workflow.build import Build
 
 app = typer.Typer(
@@ -32,7 +33,7 @@ FedOrder = Annotated[
 ]
 
 
-def _order(value: str | None) -> Literal["rgb", "bgr"] | None:
+def _order(value: str | None) -> "ChannelOrder | None":
     if value not in (None, "rgb", "bgr"):
         raise typer.BadParameter(f"{value!r} is neither rgb nor bgr", param_hint="--feed")
     return value  # type: ignore[return-value]

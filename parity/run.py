@@ -19,13 +19,13 @@ from parity.compare.ladder import Compared, NoiseFloor, read_ladder
 from parity.compare.runner import CANDIDATE, LADDER, REFERENCE, answer_all, keep_worst, measure_floor, walk
 from parity.compare.samples import Sample, load_samples
 from parity.engines import OpenSide, SideName
-from parity.engines.sides import Order, Sides
+from parity.engines.sides import Sides
 from parity.judge.baseline import Baseline
 from parity.judge.goldens import letterbox_gate
 from parity.judge.judge import judge, write_verdict
 from parity.judge.verdict import Verdict
 from parity.results import Results, read_results
-from pipeline.contract import Contract
+from pipeline.contract import ChannelOrder, Contract
 from pipeline.core.files import write_json
 from pipeline.core.progress import Reporter
 from pipeline.core.provenance import machine, versions
@@ -182,7 +182,7 @@ class Run:
 
 
 @contextmanager
-def open_run(build: Build, fed_order: Order | None = None) -> Iterator[Run]:
+def open_run(build: Build, fed_order: ChannelOrder | None = None) -> Iterator[Run]:
     """A recipe's run. Nothing is loaded before it is needed, and all of it is freed at the end of the block.
 
     ``fed_order`` overrides the contract's channel order in what llama.cpp is handed, and only there: it plays an app
@@ -211,7 +211,7 @@ def _answer_llamacpp(
     mmproj: Path,
     contract: Contract,
     dataset_sha256: str,
-    fed_order: Order | None,
+    fed_order: ChannelOrder | None,
     samples: Sequence[Sample],
     path: Path,
     reporter: Reporter,
@@ -258,7 +258,7 @@ def _do_shard(
     mmproj: Path,
     contract: Contract,
     about: Compared,
-    fed_order: Order | None,
+    fed_order: ChannelOrder | None,
     threads: int | None,
     samples: Sequence[Sample],
     folder: Path,
@@ -288,7 +288,7 @@ class Division:
 
 def run(
     build: Build,
-    fed_order: Order | None = None,
+    fed_order: ChannelOrder | None = None,
     with_ladder: bool = True,
     baseline: Baseline | None = None,
     division: Division | None = None,

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from parity.engines import OpenSide
 from parity.engines.header import encoder_of, header_of
 from parity.engines.llamacpp import LlamaCppPredictor
-from pipeline.contract import Contract
+from pipeline.contract import ChannelOrder, Contract
 from pipeline.core.files import sha256_file
 from pipeline.core.provenance import digest
 from pipeline.export.convert import KEY_WEIGHTS
@@ -28,7 +27,7 @@ def open_llamacpp(
     mmproj: Path,
     contract: Contract,
     dataset_sha256: str,
-    fed_order: Literal["rgb", "bgr"] | None = None,
+    fed_order: ChannelOrder | None = None,
     tapped: bool = True,
     sequences: int | None = None,
     threads: int | None = None,

@@ -3,14 +3,12 @@
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from parity.engines import OpenSide, SideName
 from parity.engines.hf import open_hf
 from parity.engines.pair import open_llamacpp
-from pipeline.contract import Contract
-
-Order = Literal["rgb", "bgr"]
+from pipeline.contract import ChannelOrder, Contract
 
 
 @dataclass
@@ -22,7 +20,7 @@ class Sides:
     mmproj: Path
     contract: Contract
     dataset_sha256: str
-    fed_order: Order | None = None
+    fed_order: ChannelOrder | None = None
     """Overrides the contract's channel order in what llama.cpp is handed, and only there."""
     threads: int | None = None
     """Of each side; by default llama.cpp has the contract's and torch its own choice."""

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -40,7 +40,7 @@ from parity.studies.swap.matrix import (
     text_row,
 )
 from parity.studies.swap.tables import markdown
-from pipeline.contract import Contract, Runtime
+from pipeline.contract import ChannelOrder, Contract, Runtime
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file, write_json, write_text
 from pipeline.core.gguf_types import MmprojType, TextType
@@ -60,7 +60,7 @@ SAMPLES = 64
 def variants(contract: Contract, text_type: TextType, mmproj_type: MmprojType) -> list[Variant]:
     """The rows for a shipped pair of these types under the contract's runtime."""
     order = contract.image.channel_order
-    other: Literal["rgb", "bgr"] = "bgr" if order == "rgb" else "rgb"
+    other: ChannelOrder = "bgr" if order == "rgb" else "rgb"
 
     def runtime(k: str, v: str, flash: bool) -> Runtime:
         changed = {"type_k": k, "type_v": v, "flash_attn": flash}
@@ -75,7 +75,7 @@ def variants(contract: Contract, text_type: TextType, mmproj_type: MmprojType) -
         text: TextType = "F32",
         mmproj: MmprojType = "F32",
         under: Runtime = exact,
-        fed: Literal["rgb", "bgr"] = order,
+        fed: ChannelOrder = order,
     ) -> Variant:
         return Variant(name=name, title=title, takes=takes, text_type=text, mmproj_type=mmproj, runtime=under, fed=fed)
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pipeline.contract import KvType, Runtime
+from pipeline.contract import ChannelOrder, KvType, Runtime
 from pipeline.core.gguf_types import MmprojType, TextType
 from pipeline.core.jsonl import Number
 from pipeline.core.settings import Frozen
@@ -31,7 +31,7 @@ class Variant(Frozen):
     text_type: TextType | None = None
     mmproj_type: MmprojType | None = None
     runtime: Runtime | None = None
-    fed: Literal["rgb", "bgr"]
+    fed: ChannelOrder
 
     @property
     def llama(self) -> tuple[TextType, MmprojType, Runtime]:
