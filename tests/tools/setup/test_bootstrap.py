@@ -253,11 +253,16 @@ def test_a_machine_with_a_gpu_takes_the_cuda_build(setup, offline, capsys):
     assert "GPU" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what", ["not offered", "another file of the same name", "only for another Python"])
-def test_the_cuda_build_is_taken_where_the_cpu_build_of_the_lock_is_not(setup, offline, what, capsys):
+@pytest.mark.parametrize(
+    "what", ["not offered", "not offered, with a constraint", "another file of the same name", "only for another Python"]
+)
+def test_the_cuda_build_is_taken_where_the_cpu_build_of_the_lock_is_not(setup, offline, what, capsys, monkeypatch):
     (wheel,) = (setup.root.parent / "offered").glob("torch-*")
-    if what == "not offered":
+    if what.startswith("not offered"):
         wheel.unlink()
+        if what.endswith("constraint"):  # of the user's; pip then says something else
+            (setup.root / "constraints.txt").write_text("torch<=2.14.1\n")
+            monkeypatch.setenv("PIP_CONSTRAINT", str(setup.root / "constraints.txt"))
     elif what == "only for another Python":
         wheel.rename(wheel.with_name(wheel.name.replace("py3-none-any", "cp39-cp39-manylinux_2_28_x86_64")))
     else:
