@@ -21,6 +21,8 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+from pipeline.core.pinned import PYTHON_PACKAGE, read_lock
+
 ROOT = Path(__file__).resolve().parent.parent
 CPU_TORCH = "torch==2.13.0+cpu"
 # Its files for x86-64, as PyTorch's own index has them, by Python. They are stated here because a folder of wheels
@@ -48,30 +50,27 @@ def pip_settings() -> dict[str, str]:
     return settings
 
 
-def compile_lock(target: str, requirements: list[str], extra: list[str]) -> None:
-    """Resolve ``requirements`` into ``locks/<target>`` with the hashes of every file of each version."""
+def uv_pip(*arguments: str) -> None:
+    """Run ``uv pip`` with pip's index and certificates. Ends the run where it fails; it has said why."""
     settings = pip_settings()
-    command = [
-        "uv",
-        "pip",
-        "compile",
-        *requirements,
-        "--output-file",
-        f"locks/{target}",
-        "--generate-hashes",
-        "--quiet",
-    ]
-    # One version of a package for all Pythons, the oldest of which is named here.
-    command += ["--universal", "--fork-strategy", "fewest", "--python-version", "3.11", *extra]
-    command += ["--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock"]
+    command = ["uv", "pip", *arguments, "--quiet"]
     if "index-url" in settings:
         command += ["--default-index", settings["index-url"]]
     # Only pyproject.toml may configure uv: its user's and the machine's own settings are looked for where none are.
     environment = {**os.environ, "XDG_CONFIG_HOME": os.devnull, "XDG_CONFIG_DIRS": os.devnull}
     if "cert" in settings:
         environment["SSL_CERT_FILE"] = settings["cert"]
+    if code := subprocess.run(command, cwd=ROOT, env=environment).returncode:
+        sys.exit(code)
+
+
+def compile_lock(target: str, requirements: list[str], extra: list[str]) -> None:
+    """Resolve ``requirements`` into ``locks/<target>`` with the hashes of every file of each version."""
     print(f"locks/{target}", flush=True)
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    # One version of a package for all Pythons, the oldest of which is named here.
+    resolution = ["--universal", "--fork-strategy", "fewest", "--python-version", "3.11", "--generate-hashes"]
+    output = ["--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock"]
+    uv_pip("compile", *requirements, "--output-file", f"locks/{target}", *resolution, *output, *extra)
     lock = ROOT / "locks" / target
     lock.write_text(without_environment(lock.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -101,6 +100,20 @@ def all_cpu_torch(text: str) -> str:
     return entry.sub(lambda _: f"{CPU_TORCH} \\\n{hashes}\n", text)
 
 
+def check_wheels(target: str, folder: Path) -> None:
+    """End the run where a package of a lock has no wheel for one of the Pythons. Fetches no more than metadata."""
+    wheels = folder / "wheels.txt"  # all but what is compiled here
+    pins = read_lock(ROOT / "locks" / target)
+    wheels.write_text("".join(pin.text for name, pin in pins.items() if name != PYTHON_PACKAGE), encoding="utf-8")
+    for python in CPU_TORCH_SHA256:
+        print(f"locks/{target}: wheels for Python {python}", flush=True)
+        place = ["--target", str(folder / "nothing"), "--python-version", python]
+        place += ["--python-platform", "x86_64-manylinux_2_28"]
+        uv_pip(
+            "install", "--dry-run", "--no-deps", "--require-hashes", "--only-binary", ":all:", *place, "-r", str(wheels)
+        )
+
+
 def build_requirements() -> list[str]:
     """What compiles llama.cpp: the extra ``build`` of pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -118,6 +131,7 @@ def main() -> None:
         smollm2.write_text(SMOLLM2 + "\n")
         build.write_text("\n".join(build_requirements()) + "\n")
         compile_lock("cuda.txt", project, upgrade)
+        check_wheels("cuda.txt", Path(folder))
         links = [option for link in pip_settings().get("find-links", "").split() for option in ("--find-links", link)]
         same = ["--constraint", "locks/cuda.txt", "--no-annotate", *upgrade]
         cpu = ["--override", str(torch), *links]

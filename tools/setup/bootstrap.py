@@ -163,7 +163,9 @@ class Setup:
             try:
                 self.try_pip("install", *arguments, "-r", str(file))
             except Failed as failed:
-                if not re.search(r"No matching distribution|ResolutionImpossible|DO NOT MATCH THE HASHES", failed.output):
+                if not re.search(
+                    r"No matching distribution|ResolutionImpossible|DO NOT MATCH THE HASHES", failed.output
+                ):
                     raise UserError(explain(failed.output, "looking for torch", self.console.log)) from None
                 self.console.step(
                     f"torch {pin.version} for Python {PYTHON} is not offered by pip's index and find-links: taking"

@@ -254,7 +254,8 @@ def test_a_machine_with_a_gpu_takes_the_cuda_build(setup, offline, capsys):
 
 
 @pytest.mark.parametrize(
-    "what", ["not offered", "not offered, with a constraint", "another file of the same name", "only for another Python"]
+    "what",
+    ["not offered", "not offered, with a constraint", "another file of the same name", "only for another Python"],
 )
 def test_the_cuda_build_is_taken_where_the_cpu_build_of_the_lock_is_not(setup, offline, what, capsys, monkeypatch):
     (wheel,) = (setup.root.parent / "offered").glob("torch-*")
