@@ -64,6 +64,7 @@ def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: b
     from rich.console import Console
 
     from pipeline.core.files import lock
+    from pipeline.core.openmp import settle
     from pipeline.core.progress import Reporter
     from pipeline.recipe import load_recipe
     from pipeline.workflow.build import Build
@@ -75,12 +76,15 @@ def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: b
     reporter = Reporter(Console(stderr=True), quiet)
     while True:
         try:
-            return Build(loaded, root, reporter, threads, lock(root), image)
+            held = lock(root)
+            break
         except UserError as error:
             if not wait:
                 raise
             reporter.say("wait", str(error).partition(":")[0])
             time.sleep(WAIT_SECONDS)
+    settle(reporter.say)
+    return Build(loaded, root, reporter, threads, held, image)
 
 
 def _stage(name: str, text: str) -> None:

@@ -30,6 +30,7 @@ from parity.compare.samples import Sample
 from parity.compare.shards import FILES, Work, merge_shards, select, shard_folder
 from pipeline.core.errors import UserError
 from pipeline.core.files import lock, write_bytes
+from pipeline.core.openmp import settle
 from pipeline.core.progress import PLAIN_SECONDS, Advance, Reporter
 
 SHARDS_PER_WORKER = 4
@@ -128,6 +129,7 @@ def _answer(work: Work, samples: list[Sample], where: Path, cwd: Path, before: d
         raise UserError(
             f"node {platform.node()} cannot enter {cwd} ({error.strerror}): put the run at the same path on every node"
         ) from None
+    settle()  # on a node of its own; on this machine it was inherited
     with _lock(where):
         for name, content in before.items():
             if not (where / name).exists():

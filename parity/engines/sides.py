@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Self
 
 from parity.engines import OpenSide, SideName
-from parity.engines.hf import open_hf
-from parity.engines.pair import open_llamacpp
 from pipeline.contract import ChannelOrder, Contract
 
 
@@ -29,12 +27,16 @@ class Sides:
 
     def reference(self) -> OpenSide:
         """Hugging Face in float32."""
+        from parity.engines.hf import open_hf
+
         if "hf" not in self._opened:
             self._opened["hf"] = open_hf(self.merged, self.contract, self.dataset_sha256, threads=self.threads)
         return self._opened["hf"]
 
     def candidate(self) -> OpenSide:
         """llama.cpp, with what its encoder is given to be read."""
+        from parity.engines.pair import open_llamacpp
+
         if "llamacpp" not in self._opened:
             self._opened["llamacpp"] = self._stack.enter_context(
                 open_llamacpp(

@@ -3,7 +3,8 @@
 ``stages/<name>.json`` in the run's folder holds what the stage depended on (settings, hashes of its inputs, hash of its
 code, package versions) and the hash of every file it made. A stage whose record equals what it would depend on now,
 and whose files are still what it made, has nothing to do. The record is written after the files, so a killed stage has
-none. The code is what the function that does the work can execute (:mod:`pipeline.core.closure`).
+none. The code is what the function that does the work can execute (:mod:`pipeline.core.closure`). Nothing depends on
+the rest of the record: the result in a few words, the seconds, and how threads waited for one another.
 
 What another run has made of just the same is taken from there: a recipe with another quantization trains nothing again.
 Large files are then one file under two names (hard links), so nothing here may ever write into a file that a stage
@@ -21,6 +22,7 @@ from typing import Any
 
 from pipeline.core.closure import code_digest
 from pipeline.core.files import atomic_folder, sha256_file, write_bytes, write_json
+from pipeline.core.openmp import settled
 from pipeline.core.provenance import digest, folder_hashes
 
 
@@ -66,7 +68,8 @@ class Stage:
         result = self.work()
         seconds = time.perf_counter() - start
         made = self._made(root)
-        write_json(self._record(root), {"wanted": wanted, "made": made, "result": result, "seconds": round(seconds, 2)})
+        about = {"seconds": round(seconds, 2), "threads": settled()}
+        write_json(self._record(root), {"wanted": wanted, "made": made, "result": result} | about)
         say(self.name, f"{result} ({seconds:.1f} s)")
         return digest(made)
 

@@ -19,7 +19,6 @@ from parity.compare.runner import walk
 from parity.compare.samples import Sample
 from parity.engines import OpenSide
 from parity.engines.header import encoder_of
-from parity.engines.pair import open_llamacpp
 from parity.studies.sweep.recording import Recorded
 from parity.studies.sweep.table import Cost
 from pipeline.contract import Contract
@@ -74,6 +73,7 @@ class _Relay(Reporter):
 
 def run_pair(job: PairJob) -> None:
     """Hold the pair against the recorded reference, going on with what is in ``job.out``; then write ``cost.json``."""
+    from parity.engines.pair import open_llamacpp
     from pipeline.core.toolchain import load_gguf
 
     load_gguf()  # libraries are not to be counted as the pair's memory

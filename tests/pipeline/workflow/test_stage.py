@@ -162,3 +162,15 @@ def test_files_are_copied_where_the_file_system_has_no_links(
     Stage("s", {"k": 1}, work, ("out",)).run(root, lambda *_: None, [other])
     assert work.times == 0
     assert (root / "out" / "file").stat().st_nlink == 1
+
+
+def test_the_record_says_how_threads_waited_and_nothing_depends_on_it(
+    tmp_path: Path, work: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = {"reason": "other programs keep 0.9 of 2 cores busy", "GOMP_SPINCOUNT": "1000"}
+    monkeypatch.setattr(stages, "settled", lambda: choice)
+    first = run(tmp_path, work, [])
+    monkeypatch.setattr(stages, "settled", dict)
+    assert run(tmp_path, work, []) == first
+    assert work.times == 1
+    assert json.loads((tmp_path / "stages" / "s.json").read_text())["threads"] == choice
