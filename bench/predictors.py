@@ -204,7 +204,7 @@ def as_the_app(model: LlamaCppPredictor, contract: Contract, canvases: Iterable[
 
     Beside the answer it makes what the predictor makes of an image: hash, label probabilities, greatest logits.
     """
-    mtmd, context, vocabulary = model._mtmd, model._context, model._vocab
+    mtmd, context, vocabulary = model._mtmd, model._context, model.decoder.vocab
     for canvas in canvases:
         fed = fed_bytes(canvas, contract)
         sha256_bytes(fed.tobytes())
@@ -218,7 +218,7 @@ def as_the_app(model: LlamaCppPredictor, contract: Contract, canvases: Iterable[
         ids: list[int] = []
         while len(ids) < contract.max_new_tokens:
             pointer = llama_cpp.llama_get_logits_ith(context, -1)
-            logits = np.ctypeslib.as_array(pointer, shape=(model._n_vocab,)).copy()
+            logits = np.ctypeslib.as_array(pointer, shape=(model.decoder.n_vocab,)).copy()
             if not ids:
                 log_softmax(logits)
                 top_logits(logits)
@@ -228,7 +228,7 @@ def as_the_app(model: LlamaCppPredictor, contract: Contract, canvases: Iterable[
             ids.append(token)
             one = (llama_cpp.llama_token * 1)(token)
             llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(one, 1))
-        yield model._text(ids)
+        yield model.decoder.text(ids)
 
 
 def png(canvas: Canvas) -> bytes:

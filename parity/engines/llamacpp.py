@@ -10,7 +10,7 @@ import ctypes
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import mtmd_cpp
 
-from parity.engines.libmtmd import Batch, Chunks, Tap, decode_file
+from parity.engines.decoding import Decoder
+from parity.engines.libmtmd import Chunks, Tap, decode_file
 from pipeline.contract import Contract, KvType
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
@@ -58,7 +59,6 @@ class LlamaCppPredictor:
         tapped: bool = False,
     ) -> None:
         self._contract: Contract = encoder.contract
-        self._answers = encoder.answer_ids
         runtime = self._contract.runtime
         self._n_batch = min(runtime.n_batch, runtime.n_ctx)
         self._sequences = sequences
@@ -71,10 +71,9 @@ class LlamaCppPredictor:
         try:
             with LlamaLog() as log:
                 self._load(model, mmproj, log)
-            self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-            self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
-            self._width = llama_cpp.llama_model_n_embd(self._model)
-            self._tokens, self._embeddings = Batch(self._n_batch), Batch(self._n_batch, self._width)
+            self.decoder = Decoder(
+                self._model, self._context, self._n_batch, encoder.answer_ids, self._contract.max_new_tokens
+            )
             self.mean, self.std = _normalization(mmproj) if tapped else ((), ())
             size = self._contract.image.size
             # Noise: a tile and an overview of it that are equal can only be the same picture.
@@ -191,18 +190,18 @@ class LlamaCppPredictor:
             tiles.append(seen)
             encode_ms.append((time.perf_counter() - start) * 1e3)
         start = time.perf_counter()
-        first, length = self._prefill(np.stack(pictures))
+        first, length = self.decoder.prefill(self.parts, np.stack(pictures))
         prefill = time.perf_counter()
         log_probs = log_softmax(first)
-        labels = self._label_logprobs(log_probs, length)
-        generated = self._generate(first, length)
+        labels = self.decoder.label_logprobs(log_probs, length)
+        generated = self.decoder.generate(first, length)
         end = time.perf_counter()
         shared = {"prefill": (prefill - start) * 1e3 / n, "generate": (end - prefill) * 1e3 / n}
         return [
             (
                 Prediction(
                     rgb_sha256=sha256_bytes(fed[i].tobytes()),
-                    text=self._text(ids),
+                    text=self.decoder.text(ids),
                     generated_ids=tuple(ids),
                     stop_reason=reason,
                     label_logprobs={label: float(values[i]) for label, values in labels.items()},
@@ -247,112 +246,8 @@ class LlamaCppPredictor:
         code = mtmd_cpp.mtmd_encode_chunk(self._mtmd, picture)
         if code != 0:
             raise RuntimeError(f"libmtmd failed to encode a picture with code {code}")
-        shape = (mtmd_cpp.mtmd_input_chunk_get_n_tokens(picture), self._width)
+        shape = (mtmd_cpp.mtmd_input_chunk_get_n_tokens(picture), self.decoder.width)
         return np.ctypeslib.as_array(mtmd_cpp.mtmd_get_output_embd(self._mtmd), shape=shape).copy()
-
-    def _prefill(self, pictures: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:
-        """Decode the prompt of n images, pictures [n, pictures, tokens, hidden]: (last logits [n, vocabulary], length).
-
-        Chunk by chunk, as mtmd_helper_eval_chunks does.
-        """
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
-        n, position, picture = len(pictures), 0, 0
-        logits = np.empty((n, 0, self._n_vocab), np.float32)
-        everyone = np.arange(n)
-        for number, part in enumerate(self.parts):
-            if isinstance(part, int):
-                self._decode(everyone, pictures[:, picture], position, [])
-                picture += 1
-                position += part
-            else:
-                last = [len(part) - 1] if number == len(self.parts) - 1 else []
-                logits = self._decode(everyone, np.tile(np.array(part, np.int32), (n, 1)), position, last)
-                position += len(part)
-        return logits[:, 0], position
-
-    def _decode(
-        self, sequences: npt.NDArray[Any], inputs: npt.NDArray[Any], position: int, wanted: Sequence[int]
-    ) -> npt.NDArray[np.float32]:
-        """Append token ids [n, length] or embeddings [n, length, hidden] to n sequences, each at ``position``.
-
-        Returns copies of the logits at the ``wanted`` places of ``inputs``, [n, wanted, vocabulary].
-        """
-        n, length = inputs.shape[:2]
-        batch = self._tokens if inputs.ndim == 2 else self._embeddings
-        logits = np.empty((n, len(wanted), self._n_vocab), np.float32)
-        together = max(1, self._n_batch // length)
-        for row in range(0, n, together):
-            for begin in range(0, length, self._n_batch):
-                part = inputs[row : row + together, begin : begin + self._n_batch]
-                rows, size = part.shape[:2]
-                count = rows * size
-                if inputs.ndim == 2:
-                    batch.tokens[:count] = part.reshape(-1)
-                else:
-                    batch.embeddings[:count] = part.reshape(count, -1)
-                batch.positions[:count] = np.tile(np.arange(position + begin, position + begin + size), rows)
-                batch.sequences[:count] = np.repeat(sequences[row : row + rows], size)
-                here = [(index, place - begin) for index, place in enumerate(wanted) if begin <= place < begin + size]
-                batch.wanted[:count] = 0
-                for _, place in here:
-                    batch.wanted[place:count:size] = 1
-                batch.raw.n_tokens = count
-                code = llama_cpp.llama_decode(self._context, batch.raw)
-                if code != 0:
-                    raise RuntimeError(f"llama_decode failed with code {code} at position {position + begin}")
-                for offset in range(rows):
-                    for index, place in here:
-                        pointer = llama_cpp.llama_get_logits_ith(self._context, offset * size + place)
-                        logits[row + offset, index] = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
-        return logits
-
-    def _label_logprobs(self, start: npt.NDArray[np.float64], past: int) -> dict[str, npt.NDArray[np.float64]]:
-        """Label -> [n] sums over its answer tokens; the cache is left as it was after the prompt."""
-        memory = llama_cpp.llama_get_memory(self._context)
-        everyone = np.arange(len(start))
-        result = {}
-        for label, ids in self._answers.items():
-            total = start[:, ids[0]].copy()
-            if len(ids) > 1:
-                tokens = np.tile(np.array(ids[:-1], np.int32), (len(start), 1))
-                steps = self._decode(everyone, tokens, past, range(len(ids) - 1))
-                for step, token in enumerate(ids[1:]):
-                    total += log_softmax(steps[:, step])[:, token]
-                llama_cpp.llama_memory_seq_rm(memory, -1, past, -1)
-            result[label] = total
-        return result
-
-    def _generate(self, first: npt.NDArray[np.float32], past: int) -> list[tuple[list[int], str]]:
-        """Greedy continuations: for each image (ids without the end token, stop reason)."""
-        rows: list[list[int]] = [[] for _ in first]
-        reasons = ["length"] * len(rows)
-        active, logits = np.arange(len(rows)), first
-        while True:
-            going = []
-            for place, (index, token) in enumerate(zip(active, logits.argmax(axis=-1).tolist(), strict=True)):
-                if llama_cpp.llama_vocab_is_eog(self._vocab, token):
-                    reasons[index] = "end"
-                else:
-                    rows[index].append(token)
-                    going.append(place)
-            active = active[going]
-            if not len(active) or len(rows[active[0]]) >= self._contract.max_new_tokens:
-                return list(zip(rows, reasons, strict=True))
-            tokens = np.array([[rows[index][-1]] for index in active], np.int32)
-            logits = self._decode(active, tokens, past, [0])[:, 0]
-            past += 1
-
-    def _text(self, ids: Sequence[int]) -> str:
-        if not ids:
-            return ""
-        tokens = (llama_cpp.llama_token * len(ids))(*ids)
-        size = 64 * len(ids)
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            count = llama_cpp.llama_detokenize(self._vocab, tokens, len(ids), buffer, size, False, False)
-            if count >= 0:
-                return buffer.raw[:count].decode(errors="replace")
-            size = -count
 
 
 class _Given:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from pipeline.core.files import atomic_folder, write_json
+from pipeline.core.files import atomic_folder, write_json, write_text
 from pipeline.models.smolvlm.encoding import IGNORE, Encoder, fed_bytes
 from pipeline.models.smolvlm.inference import HfPredictor, embed, encode
 from pipeline.models.smolvlm.lora import attach
@@ -268,7 +268,7 @@ def _keep_best(kept: Path, adapter: Path) -> None:
 
 
 def _drop_after(log: Path, step: int) -> None:
-    """Remove the log lines of steps that a resumed run will do again."""
+    """Remove the log lines of steps that a resumed run will do again. A new file: another run may have the old one."""
     lines = []
     if log.exists():
         for line in log.read_text(encoding="utf-8").splitlines():
@@ -277,4 +277,4 @@ def _drop_after(log: Path, step: int) -> None:
                     lines.append(line)
             except (ValueError, KeyError):
                 break  # the line that a kill cut short
-    log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_text(log, "".join(line + "\n" for line in lines))

@@ -317,7 +317,7 @@ def as_the_app(side: LlamaCppPredictor, contract: Contract, canvas: Any) -> Any:
     assert code == 0
     assert past.value == len(side.prompt_ids)
     logits = llama_cpp.llama_get_logits_ith(side._context, -1)
-    return np.ctypeslib.as_array(logits, shape=(side._n_vocab,)).copy()
+    return np.ctypeslib.as_array(logits, shape=(side.decoder.n_vocab,)).copy()
 
 
 @pytest.mark.parametrize("grid", [1, 2])

@@ -19,7 +19,7 @@ from pipeline.core.files import sha256_file
 from pipeline.models.smolvlm.embedded import build_model, build_tokenizer
 from pipeline.models.smolvlm.encoding import IGNORE, Encoder, make_encoder
 from pipeline.training import checkpoints
-from pipeline.training.train import answer_loss, collate
+from pipeline.training.train import _drop_after, answer_loss, collate
 
 SCRIPT = Path(__file__).parent / "train_once.py"
 
@@ -198,3 +198,14 @@ def test_bf16_holds_for_the_vision_half_and_not_for_the_evaluation(
     found = torch.load(tmp_path / "0.pt")
     assert (found["training"], found["evaluation"]) == ({"torch.bfloat16"}, {"torch.float32"})
     assert (alone["training"], alone["evaluation"]) == ({"torch.float32"}, {"torch.float32"})
+
+
+def test_a_log_that_another_run_has_too_is_not_written_into(tmp_path: Path) -> None:
+    """Runs share what is equal (pipeline/workflow/stage.py); training again begins a log of its own."""
+    log, shared = tmp_path / "log.jsonl", tmp_path / "shared.jsonl"
+    log.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    shared.hardlink_to(log)
+    before = shared.read_text()
+    _drop_after(log, 1)
+    assert log.read_text() == '{"step": 1}\n'
+    assert shared.read_text() == before

@@ -278,7 +278,7 @@ def libmtmd_pixels(side: LlamaCppPredictor, mmproj: Path, contract: Contract, ca
 
 
 def test_answers_end_where_llama_cpp_ends_them(sides: dict[int, LlamaCppPredictor], tiny: Path) -> None:
-    vocabulary = sides[1]._vocab
+    vocabulary = sides[1].decoder.vocab
     count = llama_cpp.llama_vocab_n_tokens(vocabulary)
     ending = {token for token in range(count) if llama_cpp.llama_vocab_is_eog(vocabulary, token)}
     encoder = encoder_for(tiny, Contract())
