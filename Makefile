@@ -63,7 +63,7 @@ given-key:
 
 .PHONY: test
 test: environment ## run the tests (some of them: TESTS="tests/test_letterbox.py -k exif")
-	@$(BIN)/pytest $(if $(TESTS),$(TESTS),-m "not slow")
+	@$(BIN)/pytest $(if $(TESTS),$(TESTS),--numprocesses auto -m "not slow")
 
 .PHONY: test-slow
 test-slow: environment ## run the tests that take longer: whole jobs, sweeps, swaps, Ray (4 minutes)

@@ -54,9 +54,14 @@ class Pair:
     mmproj: Path
 
 
+def pair_in(folder: Path, text_type: TextType, mmproj_type: MmprojType) -> Pair:
+    """What :func:`export_pair` writes into ``folder``."""
+    return Pair(folder / f"{NAME}-{text_type}.gguf", folder / f"mmproj-{NAME}-{mmproj_type}.gguf")
+
+
 def export_pair(model: Path, folder: Path, text_type: TextType, mmproj_type: MmprojType) -> Pair:
     """Convert a model folder, both halves at once, under the default contract."""
-    pair = Pair(folder / f"{NAME}-{text_type}.gguf", folder / f"mmproj-{NAME}-{mmproj_type}.gguf")
+    pair = pair_in(folder, text_type, mmproj_type)
     added: Metadata = {KEY_CONTRACT: Contract().digest, KEY_RECIPE: RECIPE}
     with ThreadPoolExecutor(1) as other:
         half = other.submit(convert_mmproj, model, pair.mmproj, mmproj_type, NAME, added)

@@ -15,6 +15,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from PIL import Image
+from session import Once
 
 import pipeline.letterbox as letterbox_module
 from parity.compare.ladder import read_ladder
@@ -54,20 +55,30 @@ def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[st
     return subprocess.run([BIN / program, *rest], capture_output=True, text=True, check=False, cwd=cwd, env=environment)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe whose main job has run once."""
-    folder = tmp_path_factory.mktemp("place")
-    (folder / "small.yaml").write_text(RECIPE)
-    result = command("parity", "run", "small.yaml", cwd=folder)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "PASS" in result.stdout
-    return folder
+@pytest.fixture(scope="session")
+def run(once: Once) -> Path:
+    """The folder of a run that passed. It is never changed: the tests are spread over processes."""
+
+    def main_job(folder: Path) -> None:
+        (folder / "small.yaml").write_text(RECIPE)
+        result = command("parity", "run", "small.yaml", cwd=folder)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "PASS" in result.stdout
+
+    return once("main_job", main_job) / "runs" / "small"
 
 
-@pytest.fixture(scope="module")
-def run(place: Path) -> Path:
-    return place / "runs" / "small"
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with the recipe."""
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+@pytest.fixture
+def copied(run: Path, place: Path) -> Path:
+    """A copy of the run, in a place of its own."""
+    return shutil.copytree(run, place / "runs" / "small")
 
 
 def test_the_verdict_is_written_and_true(run: Path) -> None:
@@ -133,25 +144,25 @@ def test_the_images_farthest_apart_are_kept_whole(run: Path) -> None:
             assert np.array_equal(arrays["reference_prompt_ids"], arrays["candidate_prompt_ids"])
 
 
-def test_a_second_run_does_nothing_and_says_the_same(place: Path, run: Path) -> None:
+def test_a_second_run_does_nothing_and_says_the_same(place: Path, copied: Path) -> None:
     made = [
-        run / "merged" / "model.safetensors",
-        run / "bundle" / "Small-Q8_0.gguf",
-        run / "parity" / "hf.results.jsonl",
+        copied / "merged" / "model.safetensors",
+        copied / "bundle" / "Small-Q8_0.gguf",
+        copied / "parity" / "hf.results.jsonl",
     ]
     before = [path.stat().st_mtime_ns for path in made]
-    bill = (run / "parity" / "model.cdx.json").read_bytes()
+    bill = (copied / "parity" / "model.cdx.json").read_bytes()
     result = command("parity", "run", "small.yaml", cwd=place)
     assert result.returncode == 0
-    assert (run / "parity" / "model.cdx.json").read_bytes() == bill
+    assert (copied / "parity" / "model.cdx.json").read_bytes() == bill
     stages = ["dataset", "base", "train", "merge", "export", "floor", "ladder"]
     lines = {line.split()[0]: line for line in result.stderr.splitlines()}
     assert all("unchanged" in lines[stage] for stage in stages), result.stderr
     assert [path.stat().st_mtime_ns for path in made] == before
 
 
-def test_a_changed_setting_runs_only_what_depends_on_it(place: Path) -> None:
-    shutil.copytree(place / "runs" / "small", place / "f16" / "small")
+def test_a_changed_setting_runs_only_what_depends_on_it(place: Path, run: Path) -> None:
+    shutil.copytree(run, place / "f16" / "small")
     options = ("--runs", "f16", "--set", "export.text_type=F16")
     result = command("parity", "run", "small.yaml", *options, cwd=place)
     assert result.returncode == 0, result.stderr
@@ -160,21 +171,18 @@ def test_a_changed_setting_runs_only_what_depends_on_it(place: Path) -> None:
     assert all("unchanged" not in lines[stage] for stage in ("export", "ladder"))
 
 
-def test_a_damaged_artefact_is_made_again(place: Path) -> None:
-    shutil.copytree(place / "runs" / "small", place / "damaged" / "small")
-    model = place / "damaged" / "small" / "bundle" / "Small-Q8_0.gguf"
+def test_a_damaged_artefact_is_made_again(place: Path, copied: Path) -> None:
+    model = copied / "bundle" / "Small-Q8_0.gguf"
     whole = model.read_bytes()
     model.write_bytes(whole[:-100])
-    result = command("parity", "run", "small.yaml", "--runs", "damaged", cwd=place)
+    result = command("parity", "run", "small.yaml", cwd=place)
     assert result.returncode == 0, result.stderr
     assert model.read_bytes() == whole, "the same recipe gives the same bytes on one machine"
 
 
 @pytest.mark.parametrize("torn", ["hf.results", "llamacpp.results", "ladder"])
-def test_an_interrupted_run_goes_on_where_it_stopped(place: Path, torn: str) -> None:
-    root = place / f"half-{torn}" / "small"
-    shutil.copytree(place / "runs" / "small", root)
-    paths = [root / "parity" / f"{name}.jsonl" for name in ("hf.results", "llamacpp.results", "ladder")]
+def test_an_interrupted_run_goes_on_where_it_stopped(place: Path, copied: Path, torn: str) -> None:
+    paths = [copied / "parity" / f"{name}.jsonl" for name in ("hf.results", "llamacpp.results", "ladder")]
     kept = {}
     for path in paths:
         lines = path.read_bytes().splitlines(keepends=True)
@@ -182,8 +190,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(place: Path, torn: str) -> 
         kept[path] = lines[:count]
         path.write_bytes(b"".join(kept[path]) + (lines[count][:40] if torn in path.name else b""))  # killed in a line
     whole = len(lines)
-    (root / "stages" / "ladder.json").unlink()
-    result = command("parity", "run", "small.yaml", "--runs", root.parent.name, cwd=place)
+    (copied / "stages" / "ladder.json").unlink()
+    result = command("parity", "run", "small.yaml", cwd=place)
     assert result.returncode == 0, result.stderr
     for path in paths:
         again = path.read_bytes().splitlines(keepends=True)
@@ -191,39 +199,35 @@ def test_an_interrupted_run_goes_on_where_it_stopped(place: Path, torn: str) -> 
         assert len(again) == whole
 
 
-def test_one_model_at_a_time_gives_the_same_answers(place: Path, run: Path) -> None:
-    root = place / "apart" / "small"
-    shutil.copytree(place / "runs" / "small", root)
-    shutil.rmtree(root / "parity")
-    result = command("parity", "run", "small.yaml", "--runs", "apart", "--no-ladder", cwd=place)
+def test_one_model_at_a_time_gives_the_same_answers(place: Path, copied: Path, run: Path) -> None:
+    shutil.rmtree(copied / "parity")
+    result = command("parity", "run", "small.yaml", "--no-ladder", cwd=place)
     assert result.returncode == 0, result.stderr
     for name in ("hf.results.jsonl", "llamacpp.results.jsonl"):
-        ours, theirs = (read_results(folder / "parity" / name) for folder in (root, run))
+        ours, theirs = (read_results(folder / "parity" / name) for folder in (copied, run))
         assert ours.header == theirs.header
         assert [row.model_copy(update={"ms": {}}) for row in ours.rows.values()] == [
             row.model_copy(update={"ms": {}}) for row in theirs.rows.values()
         ]
     gates = {
-        gate["stage"]: gate["status"] for gate in json.loads((root / "parity" / "verdict.json").read_text())["gates"]
+        gate["stage"]: gate["status"] for gate in json.loads((copied / "parity" / "verdict.json").read_text())["gates"]
     }
     assert (gates["embeddings"], gates["logits"]) == ("not measured", "green")
 
 
 @pytest.mark.slow
-def test_a_divided_run_is_the_whole_run(place: Path, run: Path) -> None:
-    root = place / "divided" / "small"
-    shutil.copytree(place / "runs" / "small", root)
-    shutil.rmtree(root / "parity")
-    divided = ("parity", "run", "small.yaml", "--runs", "divided", "--shards", "2")
+def test_a_divided_run_is_the_whole_run(place: Path, copied: Path, run: Path) -> None:
+    shutil.rmtree(copied / "parity")
+    divided = ("parity", "run", "small.yaml", "--shards", "2")
     with ThreadPoolExecutor() as both:  # as a scheduler starts them
         done = list(both.map(lambda shard: command(*divided, "--shard", shard, cwd=place), ("2", "1")))
     for result in (*done, command(*divided, cwd=place)):
         assert result.returncode == 0, result.stderr
-    assert (root / "parity" / "ladder.jsonl").read_bytes() == (run / "parity" / "ladder.jsonl").read_bytes()
+    assert (copied / "parity" / "ladder.jsonl").read_bytes() == (run / "parity" / "ladder.jsonl").read_bytes()
     for name in ("hf.results.jsonl", "llamacpp.results.jsonl"):
-        ours, theirs = (read_results(folder / "parity" / name) for folder in (root, run))
+        ours, theirs = (read_results(folder / "parity" / name) for folder in (copied, run))
         assert list(ours.rows) == list(theirs.rows)
-    ours, theirs = (json.loads((folder / "parity" / "verdict.json").read_text()) for folder in (root, run))
+    ours, theirs = (json.loads((folder / "parity" / "verdict.json").read_text()) for folder in (copied, run))
     assert (ours["status"], ours["gates"]) == (theirs["status"], theirs["gates"])
 
 
@@ -255,21 +259,20 @@ def test_the_bill_of_materials_says_what_was_measured(run: Path) -> None:
 
 
 def test_a_signature_and_an_image_are_no_reason_to_make_a_bundle_again(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(place / "runs" / "small", tmp_path / "runs" / "small")
-    bundle = tmp_path / "runs" / "small" / "bundle"
-    export = ("pipeline", "export", place / "small.yaml")
+    bundle = copied / "bundle"
+    export = ("pipeline", "export", "small.yaml")
     (bundle / "model.sig").write_text("signed")
     image = {"content_digest": "2" * 64, "id": "sha256:3", "name": "parity-train"}
     monkeypatch.setenv("PARITY_IMAGE", json.dumps(image))
-    result = command(*export, cwd=tmp_path)
+    result = command(*export, cwd=place)
     assert result.returncode == 0, result.stderr
     assert "unchanged" in result.stderr.splitlines()[-1]
     assert (bundle / "model.sig").read_text() == "signed"
     assert json.loads((bundle / "manifest.json").read_text())["image"] is None, "it was made outside a container"
     (bundle / "contract.json").unlink()
-    result = command(*export, cwd=tmp_path)
+    result = command(*export, cwd=place)
     assert result.returncode == 0, result.stderr
     assert not (bundle / "model.sig").exists(), "what was signed is gone"
     assert json.loads((bundle / "manifest.json").read_text())["image"] == image
@@ -387,11 +390,10 @@ def test_the_sound_pair_passes(
     assert verdict_of(*pair, encoder, samples).status == "PASS"
 
 
-def test_swapped_channels_are_caught_at_the_pixels(place: Path) -> None:
-    shutil.copytree(place / "runs" / "small", place / "bgr" / "small")
-    result = command("parity", "run", "small.yaml", "--runs", "bgr", "--feed", "bgr", cwd=place)
+def test_swapped_channels_are_caught_at_the_pixels(place: Path, copied: Path) -> None:
+    result = command("parity", "run", "small.yaml", "--feed", "bgr", cwd=place)
     assert result.returncode == 1
-    verdict = json.loads((place / "bgr" / "small" / "parity" / "verdict.json").read_text())
+    verdict = json.loads((copied / "parity" / "verdict.json").read_text())
     assert verdict["first_bad_stage"] == "pixels"
     assert "channel" in verdict["cause"]
     assert "FAIL" in result.stdout
@@ -426,15 +428,14 @@ def test_a_broken_letterbox_is_caught_by_androids_own_pictures(
     assert (verdict.status, verdict.first_bad_stage) == ("FAIL", "letterbox")
 
 
-def test_a_changed_canvas_stops_the_run(place: Path) -> None:
-    root = place / "touched" / "small"
-    shutil.copytree(place / "runs" / "small", root)
-    record = json.loads((root / "dataset" / "val.json").read_text())[0]
-    pixels = np.asarray(Image.open(root / "dataset" / record["image_path"])).copy()
+def test_a_changed_canvas_stops_the_run(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "dataset", tmp_path / "dataset")
+    record = json.loads((tmp_path / "dataset" / "val.json").read_text())[0]
+    pixels = np.asarray(Image.open(tmp_path / "dataset" / record["image_path"])).copy()
     pixels[0, 0] ^= 1
-    Image.fromarray(pixels).save(root / "dataset" / record["image_path"])
+    Image.fromarray(pixels).save(tmp_path / "dataset" / record["image_path"])
     with pytest.raises(Exception, match=record["image_id"]):
-        load_samples(root / "dataset", Contract())
+        load_samples(tmp_path / "dataset", Contract())
 
 
 # ---- what a person sees ----------------------------------------------------------------------------------------------
@@ -448,11 +449,13 @@ def test_saved_results_are_judged_without_a_model(place: Path, run: Path) -> Non
     assert json.loads((place / "again.json").read_text()) == json.loads((run / "parity" / "verdict.json").read_text())
 
 
-def test_evaluate_alone_agrees_with_the_verdict(place: Path, run: Path) -> None:
+def test_evaluate_alone_agrees_with_the_verdict(place: Path, copied: Path) -> None:
     result = command("pipeline", "evaluate", "small.yaml", cwd=place)
     assert result.returncode == 0, result.stderr
-    evaluation = json.loads((run / "evaluation" / "validation_results.json").read_text())
-    assert evaluation["accuracy"] == json.loads((run / "parity" / "verdict.json").read_text())["reference"]["accuracy"]
+    evaluation = json.loads((copied / "evaluation" / "validation_results.json").read_text())
+    assert (
+        evaluation["accuracy"] == json.loads((copied / "parity" / "verdict.json").read_text())["reference"]["accuracy"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -478,7 +481,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(place: Path, arguments: tuple
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on(place: Path, sent: signal.Signals) -> None:
-    command_line = [BIN / "parity", "run", "small.yaml", "--runs", f"stopped-{sent.name}"]
+    # Whoever starts the tests in the background of a script has SIGINT ignored, and so have all children.
+    command_line = ["env", "--default-signal=INT", BIN / "parity", "run", "small.yaml"]
     with subprocess.Popen(command_line, stderr=subprocess.PIPE, text=True, cwd=place) as process:
         assert process.stderr is not None
         first = process.stderr.readline()
