@@ -38,7 +38,7 @@ from pipeline.models.smolvlm.folder import load_tokenizer, read_geometry
 ROOT = Path(__file__).parent.parent
 RECIPE = """
 name: small
-dataset: {n_per_class: 60}
+dataset: {n_per_class: 60, val_fraction: 0.2, test_fraction: 0.2}
 base: {model: "embedded:tiny"}
 train: {epochs: 5, learning_rate: 2.0e-3, batch_size: 8, gradient_accumulation: 1, gradient_checkpointing: false,
         vision: full, connector: full}
@@ -107,6 +107,7 @@ def test_everything_that_was_promised_is_there(run: Path) -> None:
         "evaluation/confusion_matrix.png",
         "dataset/train.json",
         "dataset/val.json",
+        "dataset/test.json",
         "dataset/metadata.json",
         *(
             f"parity/{name}"

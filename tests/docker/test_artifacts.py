@@ -109,7 +109,7 @@ def test_the_phones_program_answers_as_the_verdicts_side_did(
     run = trained.run
     contract = Contract.model_validate_json((run / "bundle" / "contract.json").read_text())
     rows = read_results(run / "parity" / "llamacpp.results.jsonl").rows.values()
-    records = json.loads((run / "dataset" / "val.json").read_text())
+    records = json.loads((run / "dataset" / "test.json").read_text())
     pictures = {record["image_id"]: record["image_path"] for record in records}
     # One picture for each answer that was given.
     for row in {row.text: row for row in rows}.values():
