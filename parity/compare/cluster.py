@@ -85,7 +85,9 @@ def run_on_ray(
         session(address, workers * cpus) as ray,
     ):
         _check_size(ray, cpus, gpus)
-        answer = ray.remote(max_retries=MAX_RETRIES, num_cpus=cpus, num_gpus=gpus)(_answer)
+        # Without this, a worker that was given no GPU would use all that its node has.
+        hidden = {} if gpus else {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
+        answer = ray.remote(max_retries=MAX_RETRIES, num_cpus=cpus, num_gpus=gpus, **hidden)(_answer)
         _run_all(ray, partial(answer.remote, work), samples, folder, advance, workers, shards)
     merge_shards(folder, shards, [sample.key for sample in samples])
 

@@ -35,6 +35,7 @@ def provenance(verdict: Verdict) -> list[tuple[str, list[Fact]]]:
     a, b = verdict.reference_header, verdict.candidate_header
     versions = ({**a.versions}, {**b.versions})
     code = tuple(own.pop("code", None) for own in versions)  # a digest, and each side's own
+    runner = tuple(own.pop("runner", None) for own in versions)
     return [
         (
             "What was judged",
@@ -42,8 +43,10 @@ def provenance(verdict: Verdict) -> list[tuple[str, list[Fact]]]:
                 Fact("side", (a.side, b.side), True),
                 Fact("contract, SHA-256", (a.contract_sha256, b.contract_sha256), False),
                 Fact("dataset, SHA-256", (a.dataset_sha256, b.dataset_sha256), False),
+                Fact("images", (a.split or "unknown", b.split or "unknown"), False),
                 Fact("trained weights, SHA-256", (a.weights_sha256 or "unknown", b.weights_sha256 or "unknown"), False),
                 Fact("code of the side, SHA-256", (code[0] or "unknown", code[1] or "unknown"), True),
+                Fact("code of the run, SHA-256", (runner[0] or "unknown", runner[1] or "unknown"), False),
             ],
         ),
         ("Files, SHA-256", _table(a.model, b.model, True)),

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -100,6 +101,40 @@ def die(todo: list[Sample], folder: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def tell_gpus(told: Path, todo: list[Sample], folder: Path) -> None:
+    """Answer like a run, and write down which GPUs this worker may see."""
+    told.write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "not set"))
+    work(told.with_suffix(".log"), 0, todo, folder)
+
+
+ON_A_NODE_WITH_A_GPU = """
+import sys
+from functools import partial
+from pathlib import Path
+import ray
+from test_cluster import QUIET, make_samples, tell_gpus
+from parity.compare.cluster import run_on_ray
+here, gpus = Path(sys.argv[1]), float(sys.argv[2])
+(here / "dataset").mkdir()
+ray.init(
+    address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+    object_store_memory=100_000_000,
+)
+run_on_ray(partial(tell_gpus, here / "told"), make_samples(here / "dataset"), here / "parity", QUIET, 1, 1, gpus=gpus)
+"""
+
+
+@pytest.mark.parametrize(("gpus", "seen"), [(0.5, "0"), (0, "")])
+def test_a_worker_sees_the_gpu_that_it_is_given_and_no_other(tmp_path: Path, gpus: float, seen: str) -> None:
+    """The GPU is one that Ray is told of, as on a node that has one."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-c", ON_A_NODE_WITH_A_GPU, str(tmp_path), str(gpus)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "told").read_text() == seen
+    assert (tmp_path / "parity" / CANDIDATE).read_bytes().count(b"\n") == 61
+
+
 def log_of(path: Path) -> list[tuple[int, str]]:
     """(process, key) of each picture begun."""
     if not path.exists():
@@ -123,7 +158,10 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    folder = tmp_path_factory.mktemp("dataset")
+    return make_samples(tmp_path_factory.mktemp("dataset"))
+
+
+def make_samples(folder: Path) -> list[Sample]:
     chance = np.random.default_rng(0)
     found = []
     for number in range(60):
