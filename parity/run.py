@@ -130,7 +130,7 @@ class Run:
         """Put the shards together."""
         from parity.compare.shards import merge_shards
 
-        self._divided(threads=None)
+        self.build.ensure_export()
         merge_shards(self.folder, shards, [sample.key for sample in self.samples])
         self.keep_worst()
 
