@@ -69,6 +69,10 @@ test: environment ## run the tests (some of them: TESTS="tests/test_letterbox.py
 test-slow: environment ## run the tests that take longer: whole jobs, sweeps, swaps, Ray (4 minutes)
 	@$(BIN)/pytest -m slow
 
+.PHONY: smoke
+smoke: ## run the tests that need no model on the other Pythons of the machine (1 minute each)
+	@$(PYTHON) -m tools.setup.smoke
+
 .PHONY: lint
 lint: environment ## check format, style, types and the floors that imports keep to
 	@$(BIN)/ruff format --check .

@@ -399,9 +399,10 @@ def test_another_python_makes_a_fresh_environment_and_asks_for_its_torch(checkou
 @pytest.mark.parametrize(
     ("system", "processor", "sentence"),
     [
-        ("darwin", "arm64", "this is macOS on arm64: use the containers, with Docker Desktop (`make docker-parity`)"),
-        ("win32", "AMD64", "this is Windows on AMD64: work inside WSL 2, with the containers through Docker Desktop"),
-        ("linux", "aarch64", "this is Linux on aarch64: use such a machine, or its containers (`make docker-parity`)"),
+        ("darwin", "x86_64", "this is macOS on x86_64: use the containers, through Docker Desktop (`make docker-"),
+        ("darwin", "arm64", "through Docker Desktop (`DOCKER_DEFAULT_PLATFORM=linux/amd64 make docker-parity`)"),
+        ("win32", "AMD64", "this is Windows on AMD64: work inside WSL 2, or use the containers there, through Docker"),
+        ("linux", "aarch64", "this is Linux on aarch64: use such a machine, which the containers are for, too"),
     ],
 )
 def test_another_platform_is_refused_and_shown_the_containers(setup, system, processor, sentence):
