@@ -104,8 +104,8 @@ def memory(build: Build, counts: tuple[int, ...] = COUNTS) -> list[dict[str, flo
         command = [sys.executable, "-m", "bench.ladder", str(count), str(build.root), build.recipe.model_dump_json()]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = [*done.stderr.strip().splitlines(), "it left no message"]
-            raise UserError(f"the ladder over {count} images ended with exit code {done.returncode}: {said[-2]}")
+            said = done.stderr.strip().splitlines() or ["it left no message"]
+            raise UserError(f"the ladder over {count} images ended with exit code {done.returncode}: {said[-1]}")
         seconds = time.perf_counter() - start
         rows.append({"images": count, "mb": float(done.stdout.split()[-1]), "images_per_second": count / seconds})
     return rows

@@ -1,10 +1,20 @@
 """The bench's tables and floors; the speeds themselves are ``make bench``'s."""
 
-import pytest
+import sys
+from pathlib import Path
 
+import pytest
+from rich.console import Console
+
+from bench.ladder import memory
 from bench.predictors import Way, flags, png, rows
 from bench.report import ladder_missed, letterbox_text, missed, predictor_text, table
 from pipeline.contract import Contract, Runtime
+from pipeline.core.errors import UserError
+from pipeline.core.files import lock
+from pipeline.core.progress import Reporter
+from pipeline.recipe import Recipe
+from pipeline.workflow.build import Build
 
 PHOTOS = [
     {"photo": "640x480", "megapixels": 0.3, "pillow_ms": 1.0, "ours_ms": 2.0, "ratio": 0.5},
@@ -122,3 +132,36 @@ def test_the_ladders_ceilings(ratio: float, mb: float, words: list[str]) -> None
     found = ladder_missed({"plain": 8.0, "ladder": 8.0 * ratio, "ratio": ratio}, held)
     assert len(found) == len(words)
     assert all(word in sentence for word, sentence in zip(words, found, strict=True))
+
+
+def test_what_the_measuring_process_says_is_told(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({"name": "nowhere", "dataset": {"source": "photos", "path": str(tmp_path / "no")}})
+    with pytest.raises(UserError, match=r"over 3 images ended with exit code 1: .*/no' is not a folder"):
+        memory(Build(recipe, tmp_path / "nowhere", Reporter(Console(), quiet=True), threads=1), counts=(3,))
+
+
+def test_a_measuring_process_that_says_nothing_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(UserError, match="exit code 1: it left no message"):
+        memory(Build(Recipe(name="x"), tmp_path, Reporter(Console(), quiet=True), threads=1), counts=(3,))
+
+
+@pytest.mark.slow
+def test_memory_is_measured_while_the_runs_folder_is_locked(tmp_path: Path) -> None:
+    settings = {
+        "name": "small",
+        "dataset": {"n_per_class": 8},
+        "base": {"model": "embedded:tiny"},
+        "train": {"epochs": 1, "gradient_checkpointing": False},
+    }
+    root = tmp_path / "small"
+    build = Build(
+        Recipe.model_validate(settings), root, Reporter(Console(), quiet=True), threads=1, held=lock(root)
+    )  # fmt: skip
+    build.ensure_export()
+    with pytest.raises(UserError, match="in use by another run"):
+        lock(root)
+    (row,) = memory(build, counts=(3,))
+    assert row["images"] == 3
+    assert 200 < row["mb"] < 2000  # measured 700, most of it libraries
+    assert row["images_per_second"] > 0
