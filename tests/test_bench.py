@@ -1,5 +1,6 @@
 """The bench's tables and floors; the speeds themselves are ``make bench``'s."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -165,3 +166,13 @@ def test_memory_is_measured_while_the_runs_folder_is_locked(tmp_path: Path) -> N
     assert row["images"] == 3
     assert 200 < row["mb"] < 2000  # measured 700, most of it libraries
     assert row["images_per_second"] > 0
+
+
+def test_nothing_is_drawn_through_the_tables(tiny: Path) -> None:
+    """transformers draws a bar for each model that it loads, unless it was told not to before it was imported."""
+    code = (
+        "import sys, bench.__main__ as bench; from pathlib import Path; from pipeline.models.smolvlm import folder;"
+        " bench.quieten(); folder.load_model(Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tiny)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
