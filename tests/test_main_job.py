@@ -255,7 +255,7 @@ def test_the_bill_of_materials_says_what_was_measured(run: Path) -> None:
     assert float(gap["value"]) == pytest.approx(verdict["difference"]["points"] / 100, abs=1e-4)
     stated = {item["name"]: item["value"] for item in model["properties"]}
     assert (stated["parity:verdict"], stated["parity:fed"]) == ("PASS", "rgb")
-    assert stated["parity:validation_images"] == str(verdict["n"])
+    assert stated["parity:test_images"] == str(verdict["n"])
     assert model["modelCard"]["modelParameters"]["architectureFamily"] == "idefics3"
 
 
@@ -412,7 +412,7 @@ def test_a_letterbox_that_differs_on_one_side_is_caught_at_the_pixels(
             other = Contract(image=ImageContract(resample="lanczos"))
             return np.asarray(letterbox(picture, other))
 
-    verdict = verdict_of(*pair, encoder, [Resized(sample.folder, sample.record) for sample in samples])
+    verdict = verdict_of(*pair, encoder, [Resized(sample.folder, sample.record, sample.split) for sample in samples])
     assert (verdict.status, verdict.first_bad_stage) == ("FAIL", "pixels")
 
 

@@ -362,7 +362,8 @@ def score(text: str, mmproj: str, megabytes: float, kl: float | None, ms: float,
 def sweep_of(*pairs: PairScore, failed: tuple[PairFailed, ...] = ()) -> Sweep:
     front_kl, front_time = fronts(pairs)
     return Sweep(
-        recipe="tiny", contract_sha256="0" * 64, dataset_sha256="1" * 64, n=281, validation_images=281,
+        recipe="tiny", weights_sha256="2" * 64, contract_sha256="0" * 64, dataset_sha256="1" * 64, split="test", n=281,
+        images=281,
         reference_accuracy=0.914, margin_points=3.0, machine={"cores": "2"}, pairs=pairs, failed=failed,
         front_kl=front_kl, front_time=front_time, smallest=smallest_passing(pairs),
     )  # fmt: skip
@@ -423,7 +424,7 @@ def test_a_busy_machine_and_a_part_of_the_images_are_said() -> None:
     cost = FIVE[0].cost.model_copy(update={"other_cores": 1.3, "load_average": 5.25})
     found = sweep_of(FIVE[0].model_copy(update={"cost": cost}), FIVE[1]).model_copy(update={"n": 40})
     notes = " ".join(found.notes)
-    assert "40 of 281 validation images" in notes
+    assert "40 of 281 test images" in notes
     assert "beside 1 of 2 pairs other programs kept 1.3 to 1.3 of 2 cores at work (load average up to 5.2)" in notes
     assert not sweep_of(*FIVE).notes
     other = FIVE[1].model_copy(update={"text_tensors": {"F32": 9, "Q5_1": 24, "Q8_0": 5}})
