@@ -222,8 +222,8 @@ def _notes(
         notes.append(f"the ladder was walked for {len(ladder.rows)} of {len(pairs)} images")
     if ours.split == "validation":
         notes.append(
-            "validation images were used, which the best checkpoint was chosen on, so both accuracies may be flattered:"
-            " set dataset.test_fraction or dataset.test_path"
+            "the verdict uses the validation images, on which the best checkpoint was chosen, so both accuracies may be"
+            " optimistic: set dataset.test_fraction or dataset.test_path"
         )
     if not (ours.weights_sha256 and theirs.weights_sha256):
         notes.append("the results do not say of which trained weights both sides' files were made")

@@ -302,7 +302,7 @@ def test_the_verdict_says_which_images_it_used() -> None:
     assert "10 test images" in text
     split, (note,), text = told("validation")
     assert split == "validation"
-    assert "the best checkpoint was chosen on" in note
+    assert "on which the best checkpoint was chosen" in note
     assert "dataset.test_fraction" in note
     assert "10 validation images" in text
     split, notes, text = told(None)
