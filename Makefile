@@ -127,6 +127,9 @@ bench: tools ## compare speeds with Pillow, llama-mtmd-cli and llama-server
 	@$(BIN)/pipeline export configs/tiny.yaml
 	@$(BIN)/python -m bench
 
+.PHONY: nightly
+nightly: test-slow parity-swap parity-sweep bench docker-repro ## what takes too long for every change, in turn (2 hours; `make -k` goes on after a failure)
+
 .PHONY: lock
 lock: environment ## write locks/ again from pyproject.toml (newer versions: UPGRADE=1)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" UPGRADE="$(UPGRADE)" $(BIN)/python locks/update.py

@@ -27,6 +27,7 @@ from parity.run import open_run
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
 from pipeline.core.progress import Reporter
+from pipeline.dataset.split import Split
 from pipeline.recipe import Recipe
 from pipeline.workflow.build import Build
 
@@ -41,6 +42,7 @@ class Made:
 
     folder: Path
     number: int
+    split: Split
     canvas: npt.NDArray[np.uint8]
     truth: str
 
@@ -128,7 +130,9 @@ def _walk(count: int, root: Path, recipe: Recipe) -> float:
     build = Build(recipe, root, reporter, threads=1)
     with tempfile.TemporaryDirectory() as name, open_run(build) as run:
         canvases = [(sample.rgb, sample.truth) for sample in spread(run.samples, 50)]
-        made = [Made(Path(name), number, *canvases[number % len(canvases)]) for number in range(count)]
+        made = [
+            Made(Path(name), number, run.samples[0].split, *canvases[number % len(canvases)]) for number in range(count)
+        ]
         ours, theirs = run.sides.reference(), run.sides.candidate()
         walk(ours, theirs, made, run.contract, run.compared(), Path(name), reporter)  # type: ignore[arg-type]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

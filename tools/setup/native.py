@@ -1,6 +1,8 @@
 """Compiles the pinned llama.cpp for the machine at hand: the Python bindings and two of its programs.
 
 Both come from the one source tree that ``bootstrap.py`` unpacks, with the same options, so that they calculate alike.
+Where ccache is installed, its folder, the user's own, keeps what was compiled: the programs take over most of the
+bindings' objects, and another clone takes all. It gives back what the compiler would give, so no key depends on it.
 Standard library only: there is no environment yet when this runs.
 """
 
@@ -32,7 +34,9 @@ OPTIONS = {"GGML_NATIVE": "ON", "GGML_CCACHE": "OFF", "LLAMA_CURL": "OFF", "LLAM
 TOOL_OPTIONS = {
     **OPTIONS,
     "CMAKE_BUILD_TYPE": "Release",
-    "BUILD_SHARED_LIBS": "OFF",
+    "BUILD_SHARED_LIBS": "ON",  # as the bindings are: the same objects
+    "CMAKE_BUILD_WITH_INSTALL_RPATH": "ON",
+    "CMAKE_INSTALL_RPATH": "$ORIGIN",
     "LLAMA_BUILD_TESTS": "OFF",
     "LLAMA_BUILD_EXAMPLES": "OFF",
     "LLAMA_BUILD_UI": "OFF",
@@ -202,13 +206,19 @@ def build_key(source: Path, options: dict[str, str]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _environment(source: Path, programs: Path) -> dict[str, str]:
+def _environment(root: Path, source: Path, programs: Path) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in IGNORED_VARIABLES}
     environment["PATH"] = f"{programs}{os.pathsep}{environment.get('PATH', os.defpath)}"
     environment["CMAKE_BUILD_PARALLEL_LEVEL"] = str(len(os.sched_getaffinity(0)))
     # llama.cpp asks git for its build number; without a ceiling git would answer with this project's.
     environment["GIT_CEILING_DIRECTORIES"] = str(source.parent)
     environment["PYTHONUNBUFFERED"] = "1"
+    if shutil.which("ccache"):
+        for language in ("C", "CXX"):
+            environment.setdefault(f"CMAKE_{language}_COMPILER_LAUNCHER", "ccache")
+        environment["CCACHE_BASEDIR"] = str(root)  # the same objects, wherever the clone lies
+        # What GGML_NATIVE makes depends on the CPU, and the folder may be one for several machines.
+        environment["CCACHE_NAMESPACE"] = hashlib.sha256(cpu_flags().encode()).hexdigest()
     return environment
 
 
@@ -230,7 +240,7 @@ def build_wheel(root: Path, source: Path, programs: Path, console: Console, hand
         settings = {f"cmake.define.{name}": value for name, value in OPTIONS.items()} | {"build-dir": str(build)}
         with atomic_folder(target) as scratch:
             command = [str(programs / "python"), "-c", BUILD_WHEEL, str(scratch), json.dumps(settings)]
-            run(console, command, _progress, _environment(source, programs), source, handle)
+            run(console, command, _progress, _environment(root, source, programs), source, handle)
         shutil.rmtree(build, ignore_errors=True)
     (wheel,) = target.glob("*.whl")
     return wheel
@@ -244,14 +254,14 @@ def build_tools(root: Path, source: Path, programs: Path, console: Console, hand
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != key:
         console.step(f"compiling {' and '.join(TOOLS)}, once for this machine (8 minutes on 2 cores)")
         build = root / ".cache" / "build" / key
-        environment, cmake = _environment(source, programs), str(programs / "cmake")
+        environment, cmake = _environment(root, source, programs), str(programs / "cmake")
         options = [f"-D{name}={value}" for name, value in TOOL_OPTIONS.items()]
         tree = str(source / "vendor" / "llama.cpp")
         run(console, [cmake, "-G", "Ninja", "-S", tree, "-B", str(build), *options], None, environment, root, handle)
         run(console, [cmake, "--build", str(build), "--target", *TOOLS], _progress, environment, root, handle)
         with atomic_folder(target) as scratch:
-            for name in TOOLS:
-                shutil.copy(build / "bin" / name, scratch)
+            for file in [build / "bin" / name for name in TOOLS] + sorted((build / "bin").glob("*.so*")):
+                shutil.copy(file, scratch, follow_symlinks=False)
             write_text(scratch / "key.txt", key)
         shutil.rmtree(build, ignore_errors=True)
     return target

@@ -22,6 +22,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.core.pinned import llama_cpp_source, llama_tool, read_lock
+from tools.setup import native
 from tools.setup.bootstrap import NVIDIA_DRIVER, PYTHON, Setup, check_disk
 from tools.setup.machine import refusal
 from tools.setup.native import OPTIONS, Console, build_key, explain
@@ -220,6 +221,28 @@ def test_the_key_of_a_build_changes_with_its_options(checkout):
     source = Path("llama_cpp_python-0.3.36")
     assert build_key(source, OPTIONS) == build_key(source, dict(reversed(OPTIONS.items())))
     assert build_key(source, OPTIONS) != build_key(source, {**OPTIONS, "GGML_NATIVE": "OFF"})
+
+
+def test_ccache_is_used_where_it_is_and_makes_no_other_build(tmp_path, monkeypatch):
+    source, programs = tmp_path / ".cache" / "llama_cpp_python-0.3.36", tmp_path / "programs"
+    compiler = tmp_path / "bin"
+    compiler.mkdir()
+    os.symlink(shutil.which("c++"), compiler / "c++")
+    monkeypatch.setenv("PATH", str(compiler))
+    for language in ("C", "CXX"):
+        monkeypatch.delenv(f"CMAKE_{language}_COMPILER_LAUNCHER", raising=False)
+    without, key = native._environment(tmp_path, source, programs), build_key(source, OPTIONS)
+    assert "CMAKE_CXX_COMPILER_LAUNCHER" not in without
+    (compiler / "ccache").write_text("#!/bin/sh\n")
+    (compiler / "ccache").chmod(0o755)
+    found = native._environment(tmp_path, source, programs)
+    assert (found["CMAKE_C_COMPILER_LAUNCHER"], found["CMAKE_CXX_COMPILER_LAUNCHER"]) == ("ccache", "ccache")
+    assert found["CCACHE_BASEDIR"] == str(tmp_path), "a clone elsewhere finds what this one compiled"
+    assert build_key(source, OPTIONS) == key
+    monkeypatch.setattr(native, "cpu_flags", lambda: "other")
+    assert native._environment(tmp_path, source, programs)["CCACHE_NAMESPACE"] != found["CCACHE_NAMESPACE"]
+    monkeypatch.setenv("CMAKE_C_COMPILER_LAUNCHER", "sccache")
+    assert native._environment(tmp_path, source, programs)["CMAKE_C_COMPILER_LAUNCHER"] == "sccache"
 
 
 @pytest.fixture
