@@ -56,27 +56,15 @@ def smoke(python: str) -> bool:
         quietly(python, "-m", "venv", folder)
         own = str(Path(folder) / "bin" / "python")
         pins = [pin for name, pin in read_lock(ROOT / "locks" / "cpu.txt").items() if name not in LEFT_OUT]
-        options = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--no-compile"]
+        install = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--no-compile"]
         with requirements(pins) as file:
-            quietly(own, "-m", "pip", "install", *options, "-r", str(file))
+            quietly(own, "-m", "pip", "install", *install, "-r", str(file))
         quietly(own, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "-e", str(ROOT))
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
-        command = [
-            own,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "not slow",
-            "-n",
-            "auto",
-            "--dist",
-            "loadfile",
-        ]
-        return subprocess.run([*command, *TESTS], cwd=ROOT, env=environment, check=False).returncode == 0
+        options = "-q -p no:cacheprovider -n auto --dist loadfile"
+        command = [own, "-m", "pytest", *options.split(), "-m", "not slow", *TESTS]
+        return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
 
 
 def main() -> int:
