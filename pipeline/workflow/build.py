@@ -5,15 +5,15 @@ runs/<recipe>/  dataset/  base/  lora_adapter/ + logs/  merged/  bundle/  stages
 Stages are found by what they depend on: what another run in ``runs/`` has made of just the same is taken from there.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.core.closure import code_digest
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
+from pipeline.core.once import once
 from pipeline.core.progress import Reporter
 from pipeline.core.provenance import digest, folder_hashes, versions
 from pipeline.recipe import Recipe
@@ -31,18 +31,6 @@ if TYPE_CHECKING:
     from pipeline.evaluation import Evaluation
 
 
-def _once(ensure: Callable[["Build"], str]) -> Callable[["Build"], str]:
-    """Look at a stage once a process: hashing its inputs takes a while."""
-
-    @wraps(ensure)
-    def known(build: "Build") -> str:
-        if ensure.__name__ not in build.done:
-            build.done[ensure.__name__] = ensure(build)
-        return build.done[ensure.__name__]
-
-    return known
-
-
 @dataclass(frozen=True)
 class Build:
     """A recipe's run in ``root``. Each ``ensure_`` method sees that one stage is done and returns the digest of what it
@@ -57,8 +45,8 @@ class Build:
     """The open file that keeps other runs out of ``root``."""
     image: dict[str, str] | None = None
     """The container image that this runs in; recorded, and nothing depends on it."""
-    done: dict[str, str] = field(default_factory=dict)
-    """Stages that were ensured."""
+    done: dict[str, Any] = field(default_factory=dict, init=False)
+    """Stages that were ensured: looking at one again would hash its inputs again."""
 
     @property
     def dataset_folder(self) -> Path:
@@ -87,7 +75,7 @@ class Build:
 
         return base_folder(self.recipe.base, self.root / "base")
 
-    @_once
+    @once
     def ensure_dataset(self) -> str:
         """Make or import the labelled pictures."""
         settings = self.recipe.dataset
@@ -107,7 +95,7 @@ class Build:
         work = partial(make_dataset, self.recipe, self.dataset_folder, self.reporter)
         return self.run(Stage("dataset", depends, work, ("dataset",)))
 
-    @_once
+    @once
     def ensure_base(self) -> str:
         """Make, find or fetch the base model."""
         from pipeline.models.smolvlm.embedded import SHAPES
@@ -121,7 +109,7 @@ class Build:
         stage = Stage("base", depends, work, ("base",) if embedded else ())
         return digest([self.run(stage), depends])
 
-    @_once
+    @once
     def ensure_train(self) -> str:
         """Fine-tune the base model."""
         contract = self.recipe.contract
@@ -139,7 +127,7 @@ class Build:
         work = partial(train_adapter, self.recipe, self.find_base(), self.root, owner, self.reporter)
         return self.run(Stage("train", depends, work, ("lora_adapter", "logs")))
 
-    @_once
+    @once
     def ensure_merge(self) -> str:
         """Merge the adapter into the base model and prove that nothing was lost."""
         depends = {
@@ -151,7 +139,7 @@ class Build:
         work = partial(merge_adapter, self.recipe, self.find_base(), self.root)
         return self.run(Stage("merge", depends, work, ("merged",)))
 
-    @_once
+    @once
     def ensure_export(self) -> str:
         """Write the bundle: the GGUF pair, checked, with the contract and a manifest."""
         from pipeline.export.bundle import bundle_names

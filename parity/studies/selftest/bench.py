@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from parity.results import Header, Results, Row
 from parity.studies.selftest.forge import Draft, Gguf
 from pipeline.contract import Contract
 from pipeline.core.files import sha256_bytes, sha256_file
+from pipeline.core.once import once
 from pipeline.letterbox import letterbox
 from pipeline.models.prediction import Taps
 from pipeline.models.smolvlm.encoding import Encoder, make_encoder
@@ -85,30 +85,32 @@ class Bench:
     samples: Sequence[Sample]
     """Those that the candidate is run on."""
     scratch: Path
+    done: dict[str, Any] = field(default_factory=dict, init=False)
+    """What was loaded, run and exported."""
 
     @property
     def few(self) -> Sequence[Sample]:
         """Some of the samples, evenly over all."""
         return spread(self.samples, FEW)
 
-    @cached_property
-    def text(self) -> Gguf:
+    @once
+    def read_text(self) -> Gguf:
         """The language half."""
         return Gguf(self.model)
 
-    @cached_property
-    def vision(self) -> Gguf:
+    @once
+    def read_vision(self) -> Gguf:
         """The vision half."""
         return Gguf(self.mmproj)
 
-    @cached_property
-    def _tokenizer(self) -> Any:
+    @once
+    def _load_tokenizer(self) -> Any:
         from pipeline.models.smolvlm.folder import load_tokenizer
 
         return load_tokenizer(self.merged)
 
-    @cached_property
-    def _reference_model(self) -> Any:
+    @once
+    def _load_reference(self) -> Any:
         from parity.engines.hf import load_reference
 
         return load_reference(self.merged)
@@ -117,22 +119,22 @@ class Bench:
         """A contract's encoder for the merged model."""
         from pipeline.models.smolvlm.folder import read_geometry
 
-        return make_encoder(contract, self._tokenizer, read_geometry(self.merged))
+        return make_encoder(contract, self._load_tokenizer(), read_geometry(self.merged))
 
     def run_reference(self, contract: Contract, samples: Sequence[Sample]) -> Seen:
         """Run Hugging Face. The header says what the run's own says but for the prompt's layout."""
         from pipeline.models.smolvlm.inference import HfPredictor
 
-        predictor = HfPredictor(self._reference_model, self._tokenizer, self.encoder(contract))
+        predictor = HfPredictor(self._load_reference(), self._load_tokenizer(), self.encoder(contract))
         return self._seen(predictor, self.saved.reference.header, samples, [sample.rgb for sample in samples])
 
-    @cached_property
-    def reference(self) -> Seen:
+    @once
+    def answer_reference(self) -> Seen:
         """Hugging Face on the samples."""
         return self.run_reference(self.contract, self.samples)
 
-    @cached_property
-    def photos(self) -> tuple[list[Any], list[Sample], Seen]:
+    @once
+    def make_photos(self) -> tuple[list[Any], list[Sample], Seen]:
         """(photos of several sizes, samples of them as the contract letterboxes them, Hugging Face on these)."""
         from PIL import Image
 
@@ -191,8 +193,8 @@ class Bench:
         """Hold the candidate against the reference, stage by stage, under ``contract``, which both claim."""
         contract = contract or self.contract
         claimed = {"contract_sha256": contract.digest}
-        known = {image[0].key: image for image in (reference or self.reference).images}
-        header = (reference or self.reference).header
+        known = {image[0].key: image for image in (reference or self.answer_reference()).images}
+        header = (reference or self.answer_reference()).header
         reference = Seen(header, [known[row.key] for row, _ in candidate.images])
         kv = {"kv_type": f"{contract.runtime.type_k}/{contract.runtime.type_v}"}
         rows = {
@@ -206,16 +208,16 @@ class Bench:
 
     def with_text(self, change: Callable[[Draft], None], **given: Any) -> Evidence:
         """Plant ``change`` in the language half."""
-        model = self.text.forged(self.scratch / self.model.name, change)
+        model = self.read_text().forged(self.scratch / self.model.name, change)
         return self.compared(self.run_candidate(model=model, **given))
 
     def with_vision(self, change: Callable[[Draft], None], **given: Any) -> Evidence:
         """Plant ``change`` in the vision half."""
-        mmproj = self.vision.forged(self.scratch / self.mmproj.name, change)
+        mmproj = self.read_vision().forged(self.scratch / self.mmproj.name, change)
         return self.compared(self.run_candidate(mmproj=mmproj, **given))
 
-    @cached_property
-    def base_pair(self) -> tuple[Path, Path]:
+    @once
+    def export_base(self) -> tuple[Path, Path]:
         """The base model's halves, exported in the run's types and with the run's metadata."""
         from pipeline.export.convert import (
             KEY_ADD_BOS,
@@ -230,8 +232,8 @@ class Bench:
         header: Any = self.saved.ladder.header
         text, mmproj = self.scratch / "base.gguf", self.scratch / "mmproj-base.gguf"
         keys = (KEY_CONTRACT, KEY_RECIPE, KEY_WEIGHTS)
-        added = {key: self.vision.value(key) for key in keys}
-        name, threads = self.vision.value("general.name"), os.cpu_count() or 1
+        added = {key: self.read_vision().value(key) for key in keys}
+        name, threads = self.read_vision().value("general.name"), os.cpu_count() or 1
         with ThreadPoolExecutor(1) as other:  # each converter is a process of its own
             half = other.submit(convert_mmproj, self.base, mmproj, header.mmproj_type, name, added)
             bos = {KEY_ADD_BOS: self.contract.add_bos}

@@ -129,7 +129,7 @@ def jpeg(bench: Bench) -> Evidence:
 
 def letterboxed(bench: Bench, key: str, values: tuple[str, str]) -> Evidence:
     """Letterbox photos with ``contract.image.<key>`` the first of ``values`` that the contract does not have."""
-    photos, samples, reference = bench.photos
+    photos, samples, reference = bench.make_photos()
     wrong = next(value for value in values if value != getattr(bench.contract.image, key))
     contract = changed(bench.contract, image={key: wrong})
     canvases = [np.asarray(letterbox(photo, contract)) for photo in photos]
@@ -138,7 +138,7 @@ def letterboxed(bench: Bench, key: str, values: tuple[str, str]) -> Evidence:
 
 def right_letterbox(bench: Bench) -> Evidence:
     """The same photos, letterboxed as the contract has it."""
-    _, samples, reference = bench.photos
+    _, samples, reference = bench.make_photos()
     return bench.compared(bench.run_candidate(samples=samples), reference)
 
 
@@ -158,7 +158,7 @@ def normalization(bench: Bench, key: str, values: tuple[float, ...]) -> Evidence
 
 def tile_plan(bench: Bench) -> Evidence:
     """A preproc_image_size of 2x2 tiles, or of 1x1 where the contract has more."""
-    size = bench.vision.value("clip.vision.image_size") * (2 if bench.contract.tiling.grid == 1 else 1)
+    size = bench.read_vision().value("clip.vision.image_size") * (2 if bench.contract.tiling.grid == 1 else 1)
     return bench.with_vision(lambda draft: draft.set("clip.vision.preproc_image_size", size), samples=bench.few)
 
 
@@ -204,7 +204,7 @@ def bos(bench: Bench) -> Evidence:
 
 def _word(bench: Bench) -> tuple[int, str]:
     """(id, text) of the longest token of the prompt's text."""
-    words = bench.text.value("tokenizer.ggml.tokens")
+    words = bench.read_text().value("tokenizer.ggml.tokens")
     ids = [token for token in bench.saved.reference.header.prompt_token_ids if token >= 0]
     plain = [token for token in ids if not words[token].startswith("<")]
     longest = max(plain, key=lambda token: len(words[token]))
@@ -214,7 +214,7 @@ def _word(bench: Bench) -> tuple[int, str]:
 def vocabulary(bench: Bench) -> Evidence:
     """Two tokens have changed places, as in the vocabulary of another revision."""
     token, text = _word(bench)
-    words = bench.text.value("tokenizer.ggml.tokens")
+    words = bench.read_text().value("tokenizer.ggml.tokens")
     used = set(bench.saved.reference.header.prompt_token_ids)
     same_length = (i for i, word in enumerate(words) if len(word.encode()) == len(text.encode()) and i not in used)
     other = next(same_length)
@@ -229,7 +229,7 @@ def vocabulary(bench: Bench) -> Evidence:
 def merges(bench: Bench) -> Evidence:
     """The merge that makes one of the prompt's words is missing."""
     _, text = _word(bench)
-    pairs = bench.text.value("tokenizer.ggml.merges")
+    pairs = bench.read_text().value("tokenizer.ggml.merges")
     making = [i for i, pair in enumerate(pairs) if pair.replace(" ", "") == text]
     filler = next(pair for pair in pairs if len(pair.encode()) == len(pairs[making[0]].encode()) and pair != text)
 

@@ -36,13 +36,13 @@ def _last(names: Any, prefix: str) -> int:
 
 def vision_layers(bench: Bench) -> Evidence:
     """The first and the last layer's tensors have changed places."""
-    last = _last(bench.vision.names(), "v.blk.")
+    last = _last(bench.read_vision().names(), "v.blk.")
     return bench.with_vision(lambda draft: draft.swap("v.blk.0.", f"v.blk.{last}."))
 
 
 def text_layers(bench: Bench) -> Evidence:
     """The first and the last layer's tensors have changed places."""
-    last = _last(bench.text.names(), "blk.")
+    last = _last(bench.read_text().names(), "blk.")
     return bench.with_text(lambda draft: draft.swap("blk.0.", f"blk.{last}."))
 
 
@@ -54,24 +54,24 @@ def _interleaved(draft: Draft, name: str, heads: int) -> None:
 
 def vision_rows(bench: Bench) -> Evidence:
     """The converter reorders the first layer's queries, which have no rotary embedding."""
-    heads = bench.vision.value("clip.vision.attention.head_count")
+    heads = bench.read_vision().value("clip.vision.attention.head_count")
     return bench.with_vision(lambda draft: _interleaved(draft, "v.blk.0.attn_q.weight", heads))
 
 
 def text_rows(bench: Bench) -> Evidence:
     """The converter reorders the first layer's keys twice."""
-    heads = bench.text.value("llama.attention.head_count_kv")
+    heads = bench.read_text().value("llama.attention.head_count_kv")
     return bench.with_text(lambda draft: _interleaved(draft, "blk.0.attn_k.weight", heads))
 
 
 def stale_mmproj(bench: Bench) -> Evidence:
     """The vision half of the model before its training."""
-    return bench.compared(bench.run_candidate(mmproj=bench.base_pair[1]))
+    return bench.compared(bench.run_candidate(mmproj=bench.export_base()[1]))
 
 
 def dropped_adapter(bench: Bench) -> Evidence:
     """The language half of the model before its training."""
-    return bench.compared(bench.run_candidate(model=bench.base_pair[0]))
+    return bench.compared(bench.run_candidate(model=bench.export_base()[0]))
 
 
 def coarse(bench: Bench) -> Evidence:
@@ -99,7 +99,7 @@ def lost_end(bench: Bench) -> Evidence:
     def change(draft: Draft) -> None:
         text = draft.values("tokenizer.ggml.tokens")[encoder.end_id]
         text[:] = np.frombuffer(b"<" + b"x" * (len(text) - 2) + b">", np.uint8)
-        draft.set("tokenizer.ggml.eos_token_id", bench.text.value("tokenizer.ggml.bos_token_id"))
+        draft.set("tokenizer.ggml.eos_token_id", bench.read_text().value("tokenizer.ggml.bos_token_id"))
 
     return bench.with_text(change)
 

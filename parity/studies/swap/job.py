@@ -11,8 +11,8 @@ A row that is measured is not measured again unless something that it depends on
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,6 +44,7 @@ from pipeline.contract import ChannelOrder, Contract, Runtime
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file, write_json, write_text
 from pipeline.core.gguf_types import MmprojType, TextType
+from pipeline.core.once import once
 from pipeline.core.progress import Advance, Reporter
 from pipeline.core.provenance import digest, machine, versions
 from pipeline.core.settings import validate
@@ -120,6 +121,8 @@ class Swaps:
     dataset_sha256: str
     folder: Path
     reporter: Reporter
+    done: dict[str, Any] = field(default_factory=dict, init=False)
+    """What was loaded, run and found."""
 
     @property
     def contract(self) -> Contract:
@@ -164,8 +167,8 @@ class Swaps:
         write_text(self.folder / "swap.md", markdown(matrix))
         return matrix
 
-    @cached_property
-    def _found(self) -> dict[tuple[Half, str], tuple[Path, str]]:
+    @once
+    def _find_files(self) -> dict[tuple[Half, str], tuple[Path, str]]:
         """(half, type) -> (file, SHA-256), those asked for so far."""
         return {
             ("text", self.text_type): (self.text, sha256_file(self.text)),
@@ -174,7 +177,7 @@ class Swaps:
 
     def _file(self, half: Half, kind: TextType | MmprojType) -> tuple[Path, str]:
         """A half in a type: the bundle's own where it has it, else exported, and kept for the next time."""
-        if (half, kind) not in self._found:
+        if (half, kind) not in self._find_files():
             path = self.folder / "gguf" / self.exporter.file_name(half, kind)
             depends = {
                 "merged": self.merged_sha256,
@@ -185,8 +188,8 @@ class Swaps:
             }
             work = partial(self.exporter.export, half, kind, path)
             Stage(f"{half}-{kind}", depends, work, (f"gguf/{path.name}",)).run(self.folder, self._say)
-            self._found[half, kind] = (path, sha256_file(path))
-        return self._found[half, kind]
+            self._find_files()[half, kind] = (path, sha256_file(path))
+        return self._find_files()[half, kind]
 
     def _say(self, stage: str, text: str) -> None:
         if not text.startswith("unchanged"):
@@ -215,8 +218,8 @@ class Swaps:
         write_json(path, self._measure(variant, advance).model_dump(mode="json"))
         return "measured"
 
-    @cached_property
-    def _reference(self) -> list[tuple[Row, Taps]]:
+    @once
+    def _run_reference(self) -> list[tuple[Row, Taps]]:
         """Hugging Face in float32 on every image."""
         from parity.engines.hf import open_hf
 
@@ -226,14 +229,14 @@ class Swaps:
             seen += observe(predictor, batch, self.contract)
         return seen
 
-    @cached_property
-    def _encoder(self) -> Any:
+    @once
+    def _make_encoder(self) -> Any:
         from parity.engines.header import encoder_of
 
         return encoder_of(self.merged, self.contract)
 
     def _measure(self, variant: Variant, advance: Advance) -> SwapRow:
-        reference = self._reference
+        reference = self._run_reference()
         measured: list[Measured] = []
         squares: list[float] = []
         flips = correct = 0
@@ -267,7 +270,9 @@ class Swaps:
         pair = (self._file("text", text_type)[0], self._file("mmproj", mmproj_type)[0])
         image = self.contract.image.model_copy(update={"channel_order": variant.fed})
         contract = self.contract.model_copy(update={"runtime": runtime, "image": image})
-        return stack.enter_context(LlamaCppPredictor(*pair, replace(self._encoder, contract=contract), tapped=True))
+        return stack.enter_context(
+            LlamaCppPredictor(*pair, replace(self._make_encoder(), contract=contract), tapped=True)
+        )
 
     def _answers(
         self, variant: Variant, side: Any, batch: Sequence[Sample], ours: Sequence[tuple[Row, Taps]]
