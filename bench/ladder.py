@@ -4,7 +4,6 @@ Time: the same images through both sides without and with the ladder, in turns, 
 greatest resident size of a process that walks many images with both models loaded, one process for each number.
 """
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from parity.compare.samples import spread
 from parity.run import open_run
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
+from pipeline.core.memory import memory as peak
 from pipeline.core.progress import Reporter
 from pipeline.dataset.split import Split
 from pipeline.recipe import Recipe
@@ -135,7 +135,7 @@ def _walk(count: int, root: Path, recipe: Recipe) -> float:
         ]
         ours, theirs = run.sides.reference(), run.sides.candidate()
         walk(ours, theirs, made, run.contract, run.compared(), Path(name), reporter)  # type: ignore[arg-type]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak("VmHWM") / 1e6
 
 
 if __name__ == "__main__":

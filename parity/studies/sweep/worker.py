@@ -24,6 +24,7 @@ from parity.studies.sweep.table import Cost
 from pipeline.contract import Contract
 from pipeline.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 from pipeline.core.files import write_json
+from pipeline.core.memory import memory
 from pipeline.core.progress import Advance, Reporter
 from pipeline.core.settings import Frozen
 from pipeline.dataset.records import Record
@@ -82,42 +83,30 @@ def run_pair(job: PairJob) -> None:
     reference = Recorded(job.reference, encoder)
     samples = [Sample(job.dataset, record, job.split) for record in job.records]
     relay = _Relay()
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     # One image at a time, as the phone does: several together would be quicker and need more memory, which F32 and F16
     # are not allowed (their bits would change), so that the types could not be compared.
     opened = open_llamacpp(
         job.merged, job.model, job.mmproj, job.contract, job.about.dataset_sha256, sequences=1
     )  # fmt: skip
     with opened as candidate:
-        loading = _memory("VmHWM")
+        loading = memory("VmHWM")
         resettable = _forget_peak()  # reading the GGUF's metadata takes 150 MB for a moment, in Python
         # Without the comparison, which takes 60 MB with the tiny model. It warms the caches, too.
         for _ in candidate.predictor.predict(sample.rgb for sample in samples[:WARM_UP]):
             pass
-        answering = _memory("VmHWM")
+        answering = memory("VmHWM")
         clock = _Clock()
         walk(OpenSide(reference, reference.header), candidate, samples, job.contract, job.about, job.out, relay)
         others = clock.others()
     cost = Cost(
-        process_bytes=max(loading, _memory("VmHWM")),
+        process_bytes=max(loading, memory("VmHWM")),
         pair_bytes=answering - before if resettable else None,
         other_cores=others,
         load_average=os.getloadavg()[0],
         answered=len(samples) - (relay.first or 0),
     )
     write_json(job.out / COST, cost.model_dump(mode="json"))
-
-
-def _memory(field: str) -> int:
-    """VmRSS or VmHWM of this process, bytes.
-
-    Not ``ru_maxrss``: it begins at the size of the process that started this one (setmax_mm_hiwater_rss in the
-    kernel's exec; a python of 9 MB started by one of 807 MB says 807 MB).
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
 
 
 def _forget_peak() -> bool:
