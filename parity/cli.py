@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Prove that the GGUF under llama.cpp answers as the Hugging Face model does.",
-    epilog="Exit codes: 0 PASS, 1 FAIL, 2 bad input, 3 INCONCLUSIVE, 4 REFUSED, 130 interrupted (run again to resume).",
+    epilog="Exit codes: 0 PASS, 1 FAIL, 2 bad input, 3 INCONCLUSIVE, 4 REFUSED, 70 a bug of this program,"
+    " 130 interrupted (run again to resume).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -248,6 +249,18 @@ def report(
     tell_github(saved.verdict)
 
 
+@app.command(help="Let a run through for release: judged again from its files, PASS under the contract's own limits.")
+def gate(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/tiny.", show_default=False)],
+    public_key: Annotated[
+        Path | None, typer.Option(help="PEM file; bundle, results and verdict must be signed by its owner.")
+    ] = None,
+) -> None:
+    from parity.release import require_release
+
+    typer.echo("\n".join(require_release(folder, public_key)))
+
+
 @app.command(
     help="Plant faults one at a time on a recipe's run: each must be caught at its own stage, else exit code 1."
 )
@@ -329,8 +342,11 @@ def tell_github(verdict: "Verdict") -> None:
 
     typer.echo(annotations(verdict), nl=False)
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(summary(verdict))
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(summary(verdict))
+        except OSError as error:  # the verdict stands all the same
+            typer.echo(f"note: GITHUB_STEP_SUMMARY {path} cannot be written: {error.strerror}", err=True)
 
 
 def main() -> None:

@@ -1,17 +1,32 @@
-"""What one side answered, on disk (:mod:`pipeline.core.jsonl`): a header, then a row an image.
+"""What one side answered, on disk (:mod:`pipeline.core.jsonl`): a header, a row an image, a closing line.
 
 What a row holds follows what a phone writes. Rows are found by the content hash of the sample, never by position.
 """
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from pipeline.core.jsonl import HeaderLine, Hex, Keyed, LinesWriter, Number, read_lines
+from pipeline.core.appending import LinesWriter
+from pipeline.core.jsonl import HeaderLine, Hex, Keyed, Number, read_lines
 from pipeline.dataset.split import Split
+
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+def _log_of_probability(value: float | None) -> float | None:
+    if value is not None and value > 1e-6:  # the last digits of a sum in float64
+        raise ValueError("the logarithm of a probability is 0 at most")
+    return value
+
+
+LogProb = Annotated[Number, AfterValidator(_log_of_probability)]
 
 
 class Header(HeaderLine):
@@ -20,9 +35,11 @@ class Header(HeaderLine):
     WHAT = "results"
     MARK = "side"
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     side: str = Field(min_length=1)
     """``hf``, ``llamacpp``, ``device``, ..."""
+    engine: str = Field(min_length=1)
+    """What computed: ``transformers``, ``llama.cpp``."""
     contract_sha256: Hex
     """:attr:`pipeline.contract.Contract.digest`"""
     dataset_sha256: Hex
@@ -37,7 +54,7 @@ class Header(HeaderLine):
     """Package -> version."""
     device: dict[str, str]
     """What it ran on: host, cpu, ..."""
-    runtime: dict[str, str | int | float | bool | None]
+    runtime: dict[str, str | int | Finite | bool | None]
     """How the engine was set up: n_ctx, n_threads, type_k, ..."""
     prompt_token_ids: tuple[int, ...]
     """The whole prompt's layout: the ids of its text, and -1 at every position that a picture's embedding takes."""
@@ -55,13 +72,13 @@ class Row(Keyed):
     """All that was generated."""
     label: str | None
     """The label that the contract's answer rule reads out of ``text``; null where it finds none."""
-    generated_token_ids: tuple[int, ...]
+    generated_token_ids: tuple[TokenId, ...]
     """Without the end token."""
-    label_logprobs: dict[str, Number] = Field(default_factory=dict)
+    label_logprobs: dict[str, LogProb] = Field(default_factory=dict)
     """Label -> natural log of the probability of its answer tokens after the prompt; empty where the side has none."""
-    top_logits: tuple[tuple[int, Number], ...] = ()
+    top_logits: tuple[tuple[TokenId, Number], ...] = ()
     """(token id, logit) of the first step's greatest logits, greatest first."""
-    ms: dict[str, float] = Field(default_factory=dict)
+    ms: dict[str, Milliseconds] = Field(default_factory=dict)
     """Milliseconds: ``encode``, ``prefill``, ``generate``, ... and, if known, ``total``."""
     stop_reason: Literal["end", "length"]
     """An end token, or ``max_new_tokens`` reached."""
@@ -97,15 +114,24 @@ class Results:
     header: Header
     rows: dict[str, Row]
     """Key -> row, in the order of the file."""
+    sha256: str | None = None
+    """Of the file, as its closing line states it; None where the answers were never in one."""
 
 
 def read_results(path: Path) -> Results:
-    """Read one side's file. Raises UserError as :func:`pipeline.core.jsonl.read_lines` does."""
-    return Results(*read_lines(path, Header, Row))
+    """Read one side's whole file. Raises UserError as :func:`pipeline.core.jsonl.read_lines` does."""
+    lines = read_lines(path, Header, Row)
+    return Results(lines.header, lines.rows, lines.sha256)
 
 
 class ResultsWriter(LinesWriter[Header, Row]):
     """One side's answers."""
 
-    def __init__(self, path: Path, header: Header) -> None:
-        super().__init__(path, header, Row)
+    def __init__(
+        self,
+        path: Path,
+        header: Header,
+        wanted: Collection[str] | None = None,
+        check: Callable[[Row], str | None] | None = None,
+    ) -> None:
+        super().__init__(path, header, Row, wanted, check)

@@ -11,30 +11,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from parity.compare.ladder import Compared, NoiseFloor, read_ladder
 from parity.compare.runner import CANDIDATE, LADDER, REFERENCE, answer_all, keep_worst, measure_floor, walk
-from parity.compare.samples import Sample, load_samples
+from parity.compare.samples import Sample, load_samples, row_check
 from parity.engines import OpenSide, SideName
 from parity.engines.sides import Sides
-from parity.judge.baseline import Baseline
+from parity.judge.baseline import BASELINE, Baseline, write_baseline
 from parity.judge.goldens import letterbox_gate
 from parity.judge.judge import judge, write_verdict
 from parity.judge.verdict import Verdict
 from parity.results import Results, read_results
 from pipeline.contract import ChannelOrder, Contract
-from pipeline.core.files import write_json
+from pipeline.core.closure import code_digest
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_file, write_json
 from pipeline.core.progress import Reporter
-from pipeline.core.provenance import machine, versions
+from pipeline.core.provenance import machine, versions, weights_digest
 from pipeline.core.settings import validate
 from pipeline.evaluation import Answer, evaluate, write_evaluation
 from pipeline.export.bundle import MANIFEST, mmproj_name, text_name
 from pipeline.export.mlbom import Metric, model_bom
 from pipeline.workflow.build import Build
 from pipeline.workflow.stage import Stage
+
+if TYPE_CHECKING:
+    from parity.compare.shards import Expected
 
 FOLDER = "parity"
 FILES: dict[SideName, str] = {"hf": REFERENCE, "llamacpp": CANDIDATE}
@@ -131,7 +136,7 @@ class Run:
         from parity.compare.shards import merge_shards
 
         self.build.ensure_export()
-        merge_shards(self.folder, shards, [sample.key for sample in self.samples])
+        merge_shards(self.folder, shards, self.samples, self._expected())
         self.keep_worst()
 
     def ray(self, division: "Division") -> None:
@@ -141,9 +146,43 @@ class Run:
         assert division.workers is not None
         run_on_ray(
             self._divided(threads=division.cpus), self.samples, self.folder, self.build.reporter, division.workers,
-            division.shards, division.address, division.cpus, division.gpus,
+            self._expected(), division.shards, division.address, division.cpus, division.gpus,
         )  # fmt: skip
         self.keep_worst()
+
+    def _expected(self) -> "Expected":
+        """What a shard of this run says of itself, on whatever machine it was run."""
+        from parity.compare.shards import Expected
+        from parity.engines.hf import open_hf
+        from parity.engines.pair import open_llamacpp
+
+        sides, contract = self.sides, self.contract
+        about: dict[str, Any] = {
+            "contract_sha256": contract.digest,
+            "dataset_sha256": sides.dataset_sha256,
+            "split": self.samples[0].split,
+            "weights_sha256": weights_digest(sides.merged),
+        }
+        runner = code_digest(walk)
+        order = contract.image.channel_order
+        runtime = contract.runtime.model_dump(mode="json", exclude={"n_threads"})
+        export = self.build.recipe.export
+        return Expected(
+            reference=about
+            | {"versions": {"code": code_digest(open_hf), "runner": runner}, "runtime": {"fed": order}}
+            | {"model": {path.name: sha256_file(path) for path in sorted(sides.merged.glob("*.safetensors"))}},
+            candidate=about
+            | {"versions": {"code": code_digest(open_llamacpp), "runner": runner}}
+            | {"runtime": runtime | {"fed": sides.fed_order or order}}
+            | {"model": {"model": sha256_file(sides.model), "mmproj": sha256_file(sides.mmproj)}},
+            ladder={
+                "contract_sha256": contract.digest,
+                "dataset_sha256": sides.dataset_sha256,
+                "text_type": export.text_type,
+                "mmproj_type": export.mmproj_type,
+                "kv_type": f"{contract.runtime.type_k}/{contract.runtime.type_v}",
+            },
+        )
 
     def keep_worst(self) -> None:
         """Save the tensors of the images that are farthest apart; see :func:`parity.compare.runner.keep_worst`."""
@@ -160,15 +199,25 @@ class Run:
         """Judge what is there, and write the verdict, the reports and the bill of materials."""
         from parity.report.files import write_reports
 
-        reference, candidate = (read_results(self.folder / name) for name in FILES.values())
+        reference, candidate = (self._read(self.folder / name) for name in FILES.values())
         ladder = read_ladder(self.folder / LADDER) if with_ladder else None
         self._evaluate(reference)
         verdict = judge(reference, candidate, self.contract, [letterbox_gate()], ladder, baseline=baseline)
+        if baseline:
+            write_baseline(baseline, self.folder / BASELINE)
         write_verdict(verdict, self.folder / "verdict.json")
         paths = {sample.key: sample.path for sample in self.samples}
         write_reports(verdict, reference, candidate, ladder, lambda key: paths[key].read_bytes(), self.folder)
         write_json(self.folder / "model.cdx.json", _bill_of_materials(self.build, verdict))
         return verdict
+
+    def _read(self, path: Path) -> Results:
+        """A side's answers, held against the dataset. Raises UserError."""
+        results = read_results(path)
+        check = row_check(results.header, self.samples)
+        if wrong := next(filter(None, map(check, results.rows.values())), None):
+            raise UserError(f"{path}: {wrong}; delete the file and run again")
+        return results
 
     def _evaluate(self, reference: Results) -> None:
         """Score the reference side alone; written into ``evaluation/``."""

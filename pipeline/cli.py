@@ -1,6 +1,5 @@
 """The command ``pipeline``: photos -> bundle, the whole way or one stage alone. Thin: parses, calls, prints."""
 
-import errno
 import json
 import os
 import time
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.core.errors import EXIT_FAIL, EXIT_INTERRUPTED, EXIT_USAGE, CheckFailed, UserError
+from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.workflow.build import Build
@@ -160,16 +159,6 @@ def letterbox(
     )
 
 
-def _disk_full(error: BaseException | None) -> bool:
-    """Whether an exception, or what caused it, is a full disk; each library that writes has its own way to say so."""
-    said = ("No space left on device", "PytorchStreamWriter failed writing file")  # safetensors; torch.save
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(text in str(error) for text in said):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def quieten() -> None:
     """Keep Hugging Face's libraries from drawing through what this program prints; before they are imported."""
     import warnings
@@ -181,32 +170,13 @@ def quieten() -> None:
 
 
 def run_app(command: typer.Typer) -> None:
-    """Run a command line; a user's mistake prints one sentence, never a traceback. Exit codes: ``core/errors.py``."""
-    import signal
-    import sys
+    """Run a command line and end the process with its exit code (:mod:`pipeline.core.commandline`)."""
+    from functools import partial
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+    from pipeline.core.commandline import run
 
-    signal.signal(signal.SIGTERM, stop)
     quieten()
-    try:
-        command(standalone_mode=True)
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(EXIT_USAGE)
-    except CheckFailed as error:
-        typer.echo(f"failed: {error}", err=True)
-        sys.exit(EXIT_FAIL)
-    except Exception as error:
-        if not _disk_full(error):
-            raise
-        typer.echo("error: the disk is full: free some space and run the same command again to go on", err=True)
-        sys.exit(EXIT_USAGE)
-    except SystemExit as stopped:
-        if stopped.code == EXIT_INTERRUPTED:  # typer's own answer to KeyboardInterrupt, without a word
-            typer.echo("interrupted: run the same command again to go on", err=True)
-        raise
+    run(partial(command, standalone_mode=True))
 
 
 def main() -> None:

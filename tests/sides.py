@@ -1,17 +1,21 @@
 """Two sides' results and ladders for the tests of the judgement: made, broken in one place, judged."""
 
+import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from parity.compare.ladder import Ladder, LadderHeader, Measured, NoiseFloor, Spread
+from parity.compare.ladder import Ladder, LadderHeader, LadderWriter, Measured, NoiseFloor, Spread, header_digest
 from parity.judge.verdict import GateResult, Verdict
-from parity.results import Header, Results, Row
+from parity.results import Header, Results, ResultsWriter, Row, label_kl
 from pipeline.contract import Contract
+from pipeline.core.appending import written_beside
 from pipeline.core.files import sha256_bytes
-from pipeline.core.provenance import digest
+from pipeline.core.jsonl import EndLine, line_of
 
 FIVE = Contract()
 TWO = Contract(labels=("day", "night"))
@@ -22,6 +26,9 @@ STAGES = [
     "provenance", "runtime", "decoded", "pixels", "tiles", "tokens", "embeddings", "logits", "generation", "answers",
     "accuracy", "classes",
 ]  # fmt: skip
+
+ENGINES = {"hf": "transformers"}
+WEIGHTS = sha256_bytes(b"weights")
 
 Answers = Sequence[tuple[str, str | None]]
 """(truth, label) of each image."""
@@ -40,22 +47,32 @@ def results(answers: Answers, side: str = "hf", contract: Contract = FIVE, **hea
             text=" " + (label or "hmm"),
             label=label,
             generated_token_ids=(1,),
-            label_logprobs={name: -1.0 if name == truth else -3.0 for name in contract.labels},
+            label_logprobs=logprobs(truth, side, number, contract),
             ms={"encode": 10.0, "prefill": 5.0, "generate": 5.0},
             stop_reason="end",
         )
     values: dict[str, object] = {
         "side": side,
+        "engine": ENGINES.get(side, "llama.cpp"),
+        "images": len(rows),
         "contract_sha256": contract.digest,
         "dataset_sha256": sha256_bytes(b"dataset"),
         "model": {"model": sha256_bytes(side.encode())},
-        "versions": {},
-        "device": {},
-        "runtime": {},
+        "weights_sha256": WEIGHTS,
+        "versions": {"llama-cpp-python": "0.3.36"},
+        "device": {"cpu": side},
+        "runtime": {"fed": "rgb"},
         "prompt_token_ids": [7, -1, -1, 8, -1, -1, 9],
         "image_slots": [[1, 2], [4, 2]],
     }
     return Results(Header.model_validate(values | header), rows)
+
+
+def logprobs(truth: str, side: str, number: int, contract: Contract) -> dict[str, float]:
+    """The truth is the likeliest label; no two engines agree to the last bit."""
+    generator = random.Random(f"{side} {number}")
+    rest = 0.5 / len(contract.labels)
+    return {name: math.log(0.4 if name == truth else rest) + generator.uniform(-1e-3, 1e-3) for name in contract.labels}
 
 
 def change_rows(side: Results, change: Callable[[Row], dict[str, object]], count: int | None = None) -> Results:
@@ -120,6 +137,11 @@ def assert_red(verdict: Verdict, stage: str, *facts: str) -> None:
     assert_stops(verdict, "FAIL", 1, stage, *facts)
 
 
+def kl_of(a: Row, b: Row) -> float | None:
+    """KL over the labels, as a ladder has it."""
+    return label_kl(a, b) if a.label_logprobs and a.label_logprobs.keys() == b.label_logprobs.keys() else None
+
+
 def ladder_of(reference: Results, candidate: Results, **header: object) -> Ladder:
     """A clean ladder of a Q8_0 pair: what each image measures varies, as it does."""
     generator = random.Random(11)
@@ -130,7 +152,7 @@ def ladder_of(reference: Results, candidate: Results, **header: object) -> Ladde
             key=key,
             image_id=row.image_id,
             decoded_equal=None,
-            pixels_equal=True,
+            pixels_equal=row.rgb_sha256 == candidate.rows[key].rgb_sha256,
             tiles=(2, 2),
             tiles_bytes=0,
             tiles_bytes_share=0.0,
@@ -140,15 +162,15 @@ def ladder_of(reference: Results, candidate: Results, **header: object) -> Ladde
             embeddings_error=0.009 * spread(0, 0.1),
             embeddings_cosine=0.9999,
             logits_kl=5e-5 * spread(0, 1.0),
-            logits_kl_labels=3e-5,
+            logits_kl_labels=kl_of(row, candidate.rows[key]),
             logits_top1_equal=True,
             logits_max=0.02,
-            generated_equal=True,
+            generated_equal=row.generated_token_ids == candidate.rows[key].generated_token_ids,
             label_equal=row.label == candidate.rows[key].label,
         )
     values: dict[str, object] = {
-        "reference_sha256": digest(reference.header.model_dump(mode="json")),
-        "candidate_sha256": digest(candidate.header.model_dump(mode="json")),
+        "reference_sha256": header_digest(reference.header),
+        "candidate_sha256": header_digest(candidate.header),
         "contract_sha256": reference.header.contract_sha256,
         "dataset_sha256": reference.header.dataset_sha256,
         "text_type": "Q8_0",
@@ -173,3 +195,34 @@ def change_ladder(ladder: Ladder, change: Callable[[Measured], dict[str, object]
     for key in list(rows)[:count]:
         rows[key] = rows[key].model_copy(update=change(rows[key]))
     return replace(ladder, rows=rows)
+
+
+def write_results(side: Results, path: Path) -> None:
+    """The side's whole file."""
+    with ResultsWriter(path, side.header, side.rows) as writer:
+        for row in side.rows.values():
+            writer.append(row)
+
+
+def write_ladder(ladder: Ladder, path: Path) -> None:
+    """The ladder's whole file."""
+    with LadderWriter(path, ladder.header, ladder.rows) as writer:
+        for row in ladder.rows.values():
+            writer.append(row)
+
+
+def reseal(path: Path) -> None:
+    """Make a changed file of lines vouch for itself again: its header's count and its closing line are made anew."""
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    rows = [line for line in rest if b'"kind":"end"' not in line]
+    head = json.dumps(json.loads(first) | {"images": len(rows)}, separators=(",", ":"), ensure_ascii=False)
+    content = b"".join([head.encode() + b"\n", *rows])
+    path.write_bytes(content + line_of(EndLine(rows=len(rows), sha256=sha256_bytes(content))))
+
+
+def cut(path: Path, rows: int, torn: int = 0) -> None:
+    """Leave a whole file as a run does that is killed after ``rows`` rows and ``torn`` bytes of the next one."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = b"".join(lines[: rows + 1])
+    path.write_bytes(kept + lines[rows + 1][:torn])
+    written_beside(path).write_text(f"{len(kept)} {sha256_bytes(kept)}\n")

@@ -27,7 +27,8 @@ from typing import IO, Any
 
 from parity.compare.runner import CANDIDATE
 from parity.compare.samples import Sample
-from parity.compare.shards import FILES, Work, merge_shards, select, shard_folder
+from parity.compare.shards import FILES, Expected, Work, merge_shards, select, shard_folder
+from pipeline.core.appending import written_beside
 from pipeline.core.errors import UserError
 from pipeline.core.files import lock, write_bytes
 from pipeline.core.openmp import settle
@@ -52,6 +53,7 @@ def run_on_ray(
     folder: Path,
     reporter: Reporter,
     workers: int,
+    expected: Expected,
     shards: int | None = None,
     address: str | None = None,
     cpus: int = 1,
@@ -60,8 +62,9 @@ def run_on_ray(
     """Answer all samples in shards, ``workers`` at a time, and merge them into ``folder``, the run's ``parity``.
 
     ``work`` is pickled, and each worker calls it with a shard's samples and folder; relative paths mean what they mean
-    here. ``address``: of a running cluster (``auto``, ``host:port``); without it, a session on this machine that
-    listens on the loopback interface alone and ends with the call. Each worker has ``cpus`` cores and ``gpus`` GPUs
+    here. ``expected``: see :func:`parity.compare.shards.merge_shards`. ``address``: of a running cluster (``auto``,
+    ``host:port``); without it, a session on this machine that listens on the loopback interface alone and ends with the
+    call. Each worker has ``cpus`` cores and ``gpus`` GPUs
     (0: it sees none); ``work`` is to keep to as many threads. The last digits of the reference's embeddings follow from
     the number of threads, so that one process with as many gives the same, and one with more may not. Give ``shards``
     to go on with another number of workers: shards of another division start anew.
@@ -89,7 +92,7 @@ def run_on_ray(
         hidden = {} if gpus else {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
         answer = ray.remote(max_retries=MAX_RETRIES, num_cpus=cpus, num_gpus=gpus, **hidden)(_answer)
         _run_all(ray, partial(answer.remote, work), samples, folder, advance, workers, shards)
-    merge_shards(folder, shards, [sample.key for sample in samples])
+    merge_shards(folder, shards, samples, expected)
 
 
 def _run_all(
@@ -151,20 +154,27 @@ def _lock(where: Path) -> IO[str]:
 
 
 def _files(where: Path) -> dict[str, bytes]:
-    return {name: (where / name).read_bytes() for name in FILES if (where / name).exists()}
+    """With what an unfinished file was written with, without which nobody goes on from it."""
+    names = [path.name for name in FILES for path in (where / name, written_beside(where / name))]
+    return {name: (where / name).read_bytes() for name in names if (where / name).exists()}
 
 
 def _keep(where: Path, files: dict[str, bytes]) -> None:
     """Put a shard's files where the merge finds them; nothing to do where the node's folder is the driver's."""
-    if _files(where) != files:
+    before = _files(where)
+    if before != files:
         for name, content in files.items():
             write_bytes(where / name, content)
+        for name in before.keys() - files.keys():
+            (where / name).unlink()
 
 
 def _rows(where: Path) -> int:
     """Images done, as far as the files can be seen from here; the candidate's file is the slower side's."""
     path = where / CANDIDATE
-    return max(path.read_bytes().count(b"\n") - 1, 0) if path.exists() else 0
+    if not path.exists():
+        return 0
+    return path.read_bytes().count(b'\n{"key":')
 
 
 def _result(ray: Any, task: Any, shard: int, shards: int) -> dict[str, bytes]:

@@ -13,14 +13,16 @@ On disk a ladder is JSONL like a side's results: one header line, then one line 
 done. :mod:`parity.compare.measure` makes the lines; limits and judgement are :mod:`parity.judge.gates`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from parity.results import Header
-from pipeline.core.jsonl import HeaderLine, Hex, Keyed, Line, LinesWriter, Number, read_lines
+from pipeline.core.appending import LinesWriter
+from pipeline.core.jsonl import HeaderLine, Hex, Keyed, Line, Number, read_lines
 from pipeline.core.provenance import digest
 
 Rung = Literal["S0", "S1", "S2", "S3", "S4", "S5", "S6", "S7"]
@@ -38,6 +40,20 @@ RUNGS: dict[Rung, str] = {
 """Rung -> the gate of that name."""
 
 
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _not_negative(value: float | None) -> float | None:
+    if value is not None and value < 0:
+        raise ValueError("a distance is 0 or more")
+    return value
+
+
+Distance = Annotated[Number, AfterValidator(_not_negative)]
+
+
 class Measured(Keyed):
     """What one image's comparison gave. A null stands where an earlier stage left nothing to compare (other shapes)."""
 
@@ -45,29 +61,29 @@ class Measured(Keyed):
     """S0; null where a side did not decode the file itself."""
     pixels_equal: bool
     """S1"""
-    tiles: tuple[int, int]
+    tiles: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
     """S2: pictures that the reference's and the candidate's encoder are given."""
-    tiles_bytes: int | None
+    tiles_bytes: Annotated[int, Field(ge=0, le=255)] | None
     """S2: largest difference of a byte, 0..255."""
-    tiles_bytes_share: float | None
+    tiles_bytes_share: Share | None
     """S2: share of the bytes that differ, 0..1."""
-    tiles_floats: Number
+    tiles_floats: Distance
     """S2: largest difference of the normalized floats."""
     tokens_equal: bool
     """S3"""
-    tokens_first: int | None
+    tokens_first: Count | None
     """S3: the first position at which the prompts differ."""
-    embeddings_error: Number
+    embeddings_error: Distance
     """S4: ||candidate - reference|| / ||reference||, Frobenius, all pictures together."""
     embeddings_cosine: Number
     """S4: the smallest cosine of two tokens' embeddings."""
-    logits_kl: Number
+    logits_kl: Distance
     """S5: KL divergence of the next token over the vocabulary, reference against candidate, nats."""
-    logits_kl_labels: Number
+    logits_kl_labels: Distance
     """S5: the same over the labels' probabilities, made to sum to 1."""
     logits_top1_equal: bool
     """S5"""
-    logits_max: Number
+    logits_max: Distance
     """S5: largest difference of two logits after each side's mean is taken off, in units of the reference's standard
     deviation over the vocabulary."""
     generated_equal: bool
@@ -79,22 +95,34 @@ class Measured(Keyed):
 class Spread(Line):
     """A number over many images."""
 
-    median: float
-    p95: float
-    largest: float
+    median: Positive
+    p95: Positive
+    largest: Positive
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if not self.median <= self.p95 <= self.largest:
+            raise ValueError("the median, the 95th percentile and the largest do not rise")
+        return self
 
 
 class NoiseFloor(Line):
     """Hugging Face in bfloat16 against Hugging Face in float32, on samples of the run."""
 
-    samples: int
+    samples: int = Field(ge=1)
     embeddings_error: Spread
     logits_kl: Spread
     logits_kl_labels: Spread
     logits_max: Spread
-    generated_differ: int
+    generated_differ: Count
     """Images whose generated ids differ."""
-    labels_differ: int
+    labels_differ: Count
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Self:
+        if max(self.generated_differ, self.labels_differ) > self.samples:
+            raise ValueError("more images differ than there are samples")
+        return self
 
 
 class Compared(Line):
@@ -116,7 +144,7 @@ class LadderHeader(Compared, HeaderLine):
     WHAT = "ladder"
     MARK = "kind"
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["ladder"] = "ladder"
     reference_sha256: Hex
     """Digest of the reference's results header."""
@@ -130,20 +158,23 @@ class Ladder:
     header: LadderHeader
     rows: dict[str, Measured]
     """Key -> comparison."""
+    sha256: str | None = None
+    """Of the file, as its closing line states it; None where the ladder was never in one."""
 
 
 def read_ladder(path: Path) -> Ladder:
-    """Read a ladder file. A last line without its line break is dropped. Raises UserError as read_results does."""
-    return Ladder(*read_lines(path, LadderHeader, Measured))
+    """Read a whole ladder file. Raises UserError as read_results does."""
+    lines = read_lines(path, LadderHeader, Measured)
+    return Ladder(lines.header, lines.rows, lines.sha256)
 
 
 class LadderWriter(LinesWriter[LadderHeader, Measured]):
     """The images' comparisons."""
 
-    def __init__(self, path: Path, header: LadderHeader) -> None:
-        super().__init__(path, header, Measured)
+    def __init__(self, path: Path, header: LadderHeader, wanted: Collection[str] | None = None) -> None:
+        super().__init__(path, header, Measured, wanted)
 
 
 def header_digest(header: Header) -> str:
-    """What a ladder names its sides by."""
-    return digest(header.model_dump(mode="json"))
+    """What a ladder names its sides by: all that the header says but for the number of images."""
+    return digest(header.model_dump(mode="json", exclude={"images"}))

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from parity.compare.ladder import Measured, NoiseFloor, Spread
 from parity.results import Row, label_kl
+from pipeline.core.errors import UserError
 from pipeline.models.prediction import Taps
 
 
@@ -90,10 +91,18 @@ def _labels_kl(a: Row, b: Row) -> float | None:
 
 
 def noise_floor(measured: Sequence[Measured]) -> NoiseFloor:
-    """Sum up comparisons of float32 with bfloat16, at least one."""
+    """Sum up comparisons of float32 with bfloat16, at least one.
+
+    Raises UserError where the model gives no number for any of them.
+    """
 
     def spread(name: str) -> Spread:
         values = [value for row in measured if (value := getattr(row, name)) is not None]
+        if not values:
+            raise UserError(
+                f"the model gives values that are no numbers ({name} of all {len(measured)} images, float32 against"
+                " bfloat16): look for inf and nan in the merged weights"
+            )
         median, p95, largest = np.quantile(np.asarray(values, np.float64), (0.5, 0.95, 1.0)).tolist()
         return Spread(median=median, p95=p95, largest=largest)
 

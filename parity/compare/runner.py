@@ -14,7 +14,7 @@ import numpy as np
 
 from parity.compare.ladder import Compared, Ladder, LadderHeader, LadderWriter, Measured, NoiseFloor, header_digest
 from parity.compare.measure import measure, noise_floor, tile_bytes
-from parity.compare.samples import Sample, spread
+from parity.compare.samples import Sample, row_check, spread
 from parity.engines import Observer, OpenSide
 from parity.results import Header, ResultsWriter, Row
 from pipeline.contract import Contract
@@ -33,7 +33,26 @@ KEPT = 5
 def kept_by(header: Header, samples: Sequence[Sample]) -> Header:
     """A side's header with what is answered and the code that keeps it: rows of other code are no part of a run."""
     about = {"split": samples[0].split, "versions": header.versions | {"runner": code_digest(walk)}}
-    return header.model_copy(update=about)
+    return header.model_copy(update=about | {"images": len(samples)})
+
+
+def open_rows(
+    path: Path, header: Header, samples: Sequence[Sample], reporter: Reporter, subset: bool = False
+) -> ResultsWriter:
+    """A side's file, with the rows that an earlier run left in it; those that the dataset contradicts, or that are not
+    as they were written, are not gone on from, and the person waiting is told.
+
+    ``subset``: the file may keep rows of images that are not among ``samples``.
+    """
+    check = row_check(header, samples, subset)
+    writer = ResultsWriter(path, header, [sample.key for sample in samples], check)
+    _say_changed(path, writer.changed, reporter)
+    return writer
+
+
+def _say_changed(path: Path, why: str, reporter: Reporter) -> None:
+    if why:
+        reporter.say(path.name.partition(".")[0], f"{path.name} is answered again: {why}")
 
 
 def make_row(sample: Sample, prediction: Prediction, contract: Contract) -> Row:
@@ -89,7 +108,7 @@ def answer_all(side: OpenSide, samples: Sequence[Sample], contract: Contract, pa
     """Run one side alone: append a row to ``path`` for every sample that has none there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
-        ResultsWriter(path, kept_by(side.header, samples)) as writer,
+        open_rows(path, kept_by(side.header, samples), samples, reporter) as writer,
         reporter.progress(side.predictor.side, "images") as advance,
     ):
         waiting = [sample for sample in samples if sample.key not in writer.keys]
@@ -110,10 +129,11 @@ def walk(
     about: Compared,
     folder: Path,
     reporter: Reporter,
+    subset: bool = False,
 ) -> None:
     """Run both sides over ``samples`` into the three files of ``folder``; images that stand in all three are left out.
 
-    A run that is killed goes on where it stopped.
+    A run that is killed goes on where it stopped. ``subset``: the files may have other images of the dataset, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     headers = kept_by(reference.header, samples), kept_by(candidate.header, samples)
@@ -121,9 +141,12 @@ def walk(
         **about.model_dump(), reference_sha256=header_digest(headers[0]), candidate_sha256=header_digest(headers[1])
     )
     with ExitStack() as stack:
-        ours = stack.enter_context(ResultsWriter(folder / REFERENCE, headers[0]))
-        theirs = stack.enter_context(ResultsWriter(folder / CANDIDATE, headers[1]))
-        ladder = stack.enter_context(LadderWriter(folder / LADDER, header))
+        ours = stack.enter_context(open_rows(folder / REFERENCE, headers[0], samples, reporter, subset))
+        theirs = stack.enter_context(open_rows(folder / CANDIDATE, headers[1], samples, reporter, subset))
+        if ours.changed or theirs.changed:
+            (folder / LADDER).unlink(missing_ok=True)  # it is of answers that are given anew
+        ladder = stack.enter_context(LadderWriter(folder / LADDER, header, [sample.key for sample in samples]))
+        _say_changed(folder / LADDER, ladder.changed, reporter)
         advance = stack.enter_context(reporter.progress("ladder", "images"))
         waiting = [sample for sample in samples if sample.key not in ours.keys & theirs.keys & ladder.keys]
         done = len(samples) - len(waiting)

@@ -1,14 +1,16 @@
 """The same inputs for every side: the canvases that a dataset has to judge on, keyed by content, never by position."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from parity.results import Header, Row
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_bytes
 from pipeline.dataset.records import Record, load_rgb, read_dataset
 from pipeline.dataset.split import Split
 
@@ -62,3 +64,29 @@ def load_samples(folder: Path, contract: Contract) -> tuple[list[Sample], str]:
     if not records:
         raise UserError(f"dataset {folder} has neither test nor validation images: parity needs some")
     return [Sample(folder, record, split) for record in records], dataset.digest
+
+
+def row_check(header: Header, samples: Sequence[Sample], subset: bool = False) -> Callable[[Row], str | None]:
+    """What is wrong with a row of a side's file, in a few words, or None: it must be of one of ``samples``, state the
+    dataset's ground truth, and be of the picture's own bytes, in the channel order that the header states.
+
+    ``subset``: the file may have other images of the dataset, too.
+    """
+    known = {sample.key: sample for sample in samples}
+    fed = header.runtime.get("fed", "rgb")
+
+    def wrong(row: Row) -> str | None:
+        sample = known.get(row.key)
+        if sample is None:
+            return None if subset else f"the dataset has no image {row.image_id} (key {row.key[:16]})"
+        if (row.image_id, row.truth) != (sample.image_id, sample.truth):
+            return (
+                f"its image {row.image_id} with ground truth {row.truth!r} is {sample.image_id} with"
+                f" {sample.truth!r} in the dataset"
+            )
+        expected = sample.key if fed == "rgb" else sha256_bytes(sample.rgb[..., ::-1].tobytes())
+        if row.rgb_sha256 != expected:
+            return f"its row of {row.image_id} is not of the dataset's picture as {str(fed).upper()}"
+        return None
+
+    return wrong

@@ -6,7 +6,8 @@ Shards are numbered 1 to N. The images are dealt out in the order of their keys,
 images are and not on where they stand, every image is in exactly one shard, and shards differ by one image at most.
 
 Merging is exact: the merged files are, byte for byte, what one process would have written, but for how long each image
-took and, in the headers, the machines. Nothing is written unless every file is whole and of the same run.
+took and, in the headers, the machines. Nothing is written unless every file is whole, of the same run, and of the run
+that merges: the bundle, the dataset and what the pictures are fed as may have changed since a shard was run.
 """
 
 from collections import Counter
@@ -17,11 +18,11 @@ from typing import Any, Generic, TypeVar
 
 from parity.compare.ladder import LadderHeader, Measured, NoiseFloor, header_digest
 from parity.compare.runner import CANDIDATE, LADDER, REFERENCE
-from parity.compare.samples import Sample
+from parity.compare.samples import Sample, row_check
 from parity.results import Header, Row
 from pipeline.core.errors import UserError
 from pipeline.core.files import lock, write_bytes
-from pipeline.core.jsonl import Item, line_of, read_lines
+from pipeline.core.jsonl import Item, line_of, read_lines, whole_file
 
 FILES = (REFERENCE, CANDIDATE, LADDER)
 """What a shard leaves behind."""
@@ -36,8 +37,9 @@ _THREADS = "n_threads"
 """Key of ``runtime`` that follows from the machine, as ``device`` does."""
 
 _FREE: dict[type, dict[str, Any]] = {
-    Header: {"device": True, "runtime": {_THREADS}},
+    Header: {"images": True, "device": True, "runtime": {_THREADS}},
     LadderHeader: {
+        "images": True,
         "reference_sha256": True,
         "candidate_sha256": True,
         "floor": set(NoiseFloor.model_fields) - {"samples"},
@@ -78,16 +80,33 @@ def run_shard(work: Work, samples: Sequence[Sample], folder: Path, shards: int, 
     return where
 
 
-def merge_shards(folder: Path, shards: int, keys: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Expected:
+    """What the headers of a run's shards must say, as the run that merges them has it: part of a header's fields, as
+    JSON has them, dictionaries in part, too."""
+
+    reference: dict[str, Any]
+    candidate: dict[str, Any]
+    ladder: dict[str, Any]
+
+
+def merge_shards(folder: Path, shards: int, samples: Sequence[Sample], expected: Expected) -> None:
     """Write the three files in ``folder`` from those of its shards, all of them or none.
 
-    ``keys``: those of the whole run, in the dataset's order. Raises UserError as :func:`merge_results` does, and where
-    a shard's ladder is of other results than those beside it.
+    ``samples``: those of the whole run, in the dataset's order. Raises UserError as :func:`merge_results` does; where a
+    shard's ladder is of other results than those beside it; where a shard was run with another bundle, dataset or feed
+    than ``expected``, or has a row that the dataset contradicts.
     """
     paths = {name: [shard_folder(folder, shards, i) / name for i in range(1, shards + 1)] for name in FILES}
+    keys = [sample.key for sample in samples]
     reference = _collect(paths[REFERENCE], keys, Header, Row)
     candidate = _collect(paths[CANDIDATE], keys, Header, Row)
     ladder = _collect(paths[LADDER], keys, LadderHeader, Measured)
+    _meant(reference.headers, expected.reference)
+    _meant(candidate.headers, expected.candidate)
+    _meant(ladder.headers, expected.ladder)
+    for side in (reference, candidate):
+        _of_dataset(side, samples)
     for path, header in ladder.headers.items():
         for name, stated, side in (
             (REFERENCE, header.reference_sha256, reference),
@@ -106,6 +125,33 @@ def merge_shards(folder: Path, shards: int, keys: Sequence[str]) -> None:
     write_bytes(folder / LADDER, ladder.content(steps, keys))
 
 
+def _meant(headers: dict[Path, AnyHeader], wanted: dict[str, Any]) -> None:
+    """UserError where a shard was run with something else than the run that merges."""
+    for path, header in headers.items():
+        found = _difference(wanted, _same_shape(header.model_dump(mode="json"), wanted))
+        if found:
+            raise UserError(
+                f"{path} is of another run than this one: {found[0]} is {found[2]} there and {found[1]} here; delete"
+                f" the folder {path.parent} and run that shard again, with the recipe and the options of this run"
+            )
+
+
+def _same_shape(value: Any, wanted: Any) -> Any:
+    """``value`` without the keys that ``wanted`` has not, at any depth."""
+    if isinstance(value, dict) and isinstance(wanted, dict):
+        return {key: _same_shape(value[key], part) for key, part in wanted.items() if key in value}
+    return value
+
+
+def _of_dataset(parts: "_Parts[Header]", samples: Sequence[Sample]) -> None:
+    """UserError where the dataset contradicts a row."""
+    check = row_check(next(iter(parts.headers.values())), samples)
+    for key, line in parts.lines.items():
+        if wrong := check(Row.model_validate_json(line)):
+            path = parts.origins[key]
+            raise UserError(f"{path}: {wrong}; delete the folder {path.parent} and run that shard again")
+
+
 def merge_results(paths: Sequence[Path], out: Path, keys: Sequence[str]) -> None:
     """Write one side's rows of all shards to ``out``, in the order of ``keys``.
 
@@ -113,8 +159,8 @@ def merge_results(paths: Sequence[Path], out: Path, keys: Sequence[str]) -> None
     several machines, each value of ``device`` and the number of threads have all of theirs, parted by `` | ``.
 
     Raises UserError: a file that cannot be read, headers that differ in more than the machine (naming both files and
-    the first field), two different rows for one image, an image that is not in ``keys``, images that are missing
-    (naming the shards to run again).
+    the first field), two different rows for one image, an image that is not in ``keys``, images that are missing or a
+    file that is not finished (naming the shards to run again).
     """
     parts = _collect(paths, keys, Header, Row)
     write_bytes(out, parts.content(_one_side(parts.headers), keys))
@@ -127,9 +173,11 @@ class _Parts(Generic[AnyHeader]):
     headers: dict[Path, AnyHeader]
     lines: dict[str, bytes]
     """Key -> line."""
+    origins: dict[str, Path]
+    """Key -> the file that its line is from."""
 
     def content(self, header: AnyHeader, keys: Sequence[str]) -> bytes:
-        return line_of(header) + b"".join(self.lines[key] for key in keys)
+        return whole_file(header, [self.lines[key] for key in keys])
 
 
 def _collect(paths: Sequence[Path], keys: Sequence[str], head: type[AnyHeader], item: type[Item]) -> _Parts[AnyHeader]:
@@ -137,13 +185,16 @@ def _collect(paths: Sequence[Path], keys: Sequence[str], head: type[AnyHeader], 
     headers: dict[Path, AnyHeader] = {}
     lines: dict[str, bytes] = {}
     origins: dict[str, Path] = {}
-    known = set(keys)
-    for path in paths:
+    known, unfinished = set(keys), list[int]()
+    for number, path in enumerate(paths, start=1):
         if not path.exists():
             continue  # its images are missed below, if it has any
-        headers[path], rows = read_lines(path, head, item)
+        read = read_lines(path, head, item, unfinished=True)
+        headers[path] = read.header
+        if read.sha256 is None:
+            unfinished.append(number)
         _same(headers, path)
-        for key, row in rows.items():
+        for key, row in read.rows.items():
             line = line_of(row)
             if key not in known:
                 raise UserError(
@@ -156,11 +207,11 @@ def _collect(paths: Sequence[Path], keys: Sequence[str], head: type[AnyHeader], 
                     f" folder {path.parent} and run that shard again"
                 )
             origins.setdefault(key, path)
-    _whole(paths, keys, lines)
-    return _Parts(headers, lines)
+    _whole(paths, keys, lines, unfinished)
+    return _Parts(headers, lines, origins)
 
 
-def _whole(paths: Sequence[Path], keys: Sequence[str], lines: dict[str, bytes]) -> None:
+def _whole(paths: Sequence[Path], keys: Sequence[str], lines: dict[str, bytes], unfinished: Sequence[int]) -> None:
     shards = len(paths)
     wanted, lost = Counter[int](), Counter[int]()
     for index, key in enumerate(sorted(keys)):  # as shard_keys deals them
@@ -168,6 +219,11 @@ def _whole(paths: Sequence[Path], keys: Sequence[str], lines: dict[str, bytes]) 
         wanted[shard] += 1
         lost[shard] += key not in lines
     lacking = [shard for shard in sorted(lost) if lost[shard]]
+    if not lacking and unfinished:
+        raise UserError(
+            f"{paths[unfinished[0] - 1]} is not finished, it has no closing line: run --shards {shards} --shard"
+            f" {unfinished[0]} again, then merge"
+        )
     if lacking:
         shown = lacking[:SHOWN]
         each = [f"shard {shard} of {shards} is missing {lost[shard]} of {wanted[shard]} images" for shard in shown]

@@ -20,6 +20,7 @@ def encoder_of(merged: Path, contract: Contract) -> Encoder:
 
 def header_of(
     side: SideName,
+    engine: str,
     opener: Callable[..., Any],
     contract: Contract,
     dataset_sha256: str,
@@ -27,10 +28,11 @@ def header_of(
     backends: dict[str, str] | None = None,
     **about: Any,
 ) -> Header:
-    """The header of a side that ``opener`` opened. ``backends``: what computes there, beside the machine; ``about``
-    fills in what only that side knows."""
+    """The header of a side that ``opener`` opened. ``engine``: what computes; ``backends``: with what, beside the
+    machine; ``about`` fills in what only that side knows."""
     return Header(
         side=side,
+        engine=engine,
         contract_sha256=contract.digest,
         dataset_sha256=dataset_sha256,
         versions=versions() | {"code": code_digest(opener)},

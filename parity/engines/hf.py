@@ -80,7 +80,7 @@ def open_hf(
     predictor = hf_predictor(merged, encoder_of(merged, contract), device, dtype)
     runtime = {"dtype": dtype, "device": device, "n_threads": torch.get_num_threads()}
     header = header_of(
-        "hf", open_hf, contract, dataset_sha256, predictor,
+        "hf", "transformers", open_hf, contract, dataset_sha256, predictor,
         model={path.name: sha256_file(path) for path in sorted(merged.glob("*.safetensors"))},
         weights_sha256=weights_digest(merged),
         runtime=runtime | {"fed": contract.image.channel_order},

@@ -42,7 +42,7 @@ def open_llamacpp(
     encoder = encoder_of(merged, fed)
     with LlamaCppPredictor(model, mmproj, encoder, threads=threads, sequences=sequences, tapped=tapped) as predictor:
         header = header_of(
-            "llamacpp", open_llamacpp, contract, dataset_sha256, predictor,
+            "llamacpp", "llama.cpp", open_llamacpp, contract, dataset_sha256, predictor,
             model={"model": sha256_file(model), "mmproj": sha256_file(mmproj)},
             weights_sha256=_weights(model, mmproj),
             runtime=contract.runtime.model_dump(mode="json")

@@ -15,6 +15,8 @@ from pipeline.core.files import write_json
 from pipeline.core.jsonl import Hex
 from pipeline.core.settings import Frozen
 
+BASELINE = "baseline.json"
+"""In a run's folder: the baseline that its verdict was held against."""
 KEY_DIGITS = 16
 """Hex digits of a key that a baseline keeps: 64 bits tell 10,000 images apart with a chance of 3e-12 to err."""
 _MEASURED: tuple[Literal["embeddings"], Literal["logits"]] = ("embeddings", "logits")

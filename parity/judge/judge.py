@@ -6,6 +6,7 @@ when it is which; ``parity/report/screen.py`` shows one to a person.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -16,6 +17,7 @@ from parity.judge.gates import distances, inputs, scores
 from parity.judge.gates import ladder as rungs
 from parity.judge.gates.common import Pair
 from parity.judge.gates.limits import limits_of
+from parity.judge.gates.provenance import Case, provenance
 from parity.judge.scoring import difference_of, drift, flips_of, side_scores
 from parity.judge.verdict import (
     GateResult,
@@ -30,6 +32,7 @@ from parity.results import Header, Results
 from pipeline.contract import Contract, Gate
 from pipeline.core.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_REFUSED, UserError
 from pipeline.core.files import write_json
+from pipeline.core.provenance import digest
 
 EXIT_CODES: dict[Status, int] = {
     "PASS": EXIT_PASS,
@@ -59,15 +62,17 @@ def judge(
     does not have.
     """
     gate = gate or contract.gate
+    changed = overrides(contract.gate, gate)
     pairs = _paired(reference, candidate)
     for results in (reference, candidate):
         _check_labels(results, contract)
     if ladder:
-        ladder = Ladder(ladder.header, {key: row for key, row in ladder.rows.items() if key in reference.rows})
+        kept = {key: row for key, row in ladder.rows.items() if key in reference.rows}
+        ladder = replace(ladder, rows=kept)
     limits = limits_of(ladder.header, gate) if ladder else None
     difference = difference_of(pairs, gate.margin_points)
     walked = [
-        inputs.provenance(reference.header, candidate.header, contract),
+        provenance(Case(reference, candidate, contract, pairs, ladder)),
         inputs.runtime(candidate.header, contract, ladder),
         *checks,
         rungs.decoded(ladder),
@@ -88,15 +93,18 @@ def judge(
     return Verdict(
         status=status,
         exit_code=EXIT_CODES[status],
-        headline=_headline(status, bad, sides),
+        headline=_headline(status, bad, sides) + "".join(f" ({one})" for one in changed),
         first_bad_stage=bad.stage if bad else None,
         cause=bad.cause if bad else "",
         fix=bad.fix if bad else "",
-        notes=_notes(pairs, reference.header, candidate.header, ladder, walked),
+        notes=_notes(reference.header, ladder, walked, changed),
         n=len(pairs),
         split=reference.header.split,
         labels=contract.labels,
         gates=tuple(walked),
+        gate=gate,
+        overrides=changed,
+        evidence=_evidence(reference, candidate, ladder, baseline),
         limits=limits,
         difference=difference,
         agreement=sum(a.label == b.label for a, b in pairs) / len(pairs),
@@ -171,6 +179,32 @@ def _headline(status: Status, bad: GateResult | None, sides: tuple[Side, Side]) 
     return f"{theirs} is worse than its baseline" if bad.stage == "baseline" else f"the sides part at: {bad.stage}"
 
 
+def overrides(stated: Gate, used: Gate) -> tuple[str, ...]:
+    """What was judged by other limits than the contract's, one sentence each."""
+    values = used.model_dump(mode="json")
+    return tuple(
+        f"judged with gate.{key} {_plain(values[key])}, and the contract says {_plain(value)}"
+        for key, value in stated.model_dump(mode="json").items()
+        if values[key] != value
+    )
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _evidence(
+    reference: Results, candidate: Results, ladder: Ladder | None, baseline: Baseline | None
+) -> dict[str, str]:
+    files = {
+        "reference": reference.sha256,
+        "candidate": candidate.sha256,
+        "ladder": ladder.sha256 if ladder else None,
+        "baseline": digest(baseline.model_dump(mode="json")) if baseline else None,
+    }
+    return {name: found for name, found in files.items() if found}
+
+
 def write_verdict(verdict: Verdict, path: Path) -> None:
     """Write ``verdict.json`` atomically."""
     write_json(path, verdict.model_dump(mode="json"))
@@ -213,20 +247,16 @@ def _check_labels(results: Results, contract: Contract) -> None:
 
 
 def _notes(
-    pairs: list[Pair], ours: Header, theirs: Header, ladder: Ladder | None, walked: Sequence[GateResult]
+    ours: Header, ladder: Ladder | None, walked: Sequence[GateResult], changed: Sequence[str]
 ) -> tuple[str, ...]:
-    notes = []
+    notes = [f"{one}: a gate for release takes no such verdict" for one in changed]
     if ladder is None:
         notes.append("without a ladder no stage between canvas and answer was compared")
-    elif len(ladder.rows) < len(pairs):
-        notes.append(f"the ladder was walked for {len(ladder.rows)} of {len(pairs)} images")
     if ours.split == "validation":
         notes.append(
             "the verdict uses the validation images, on which the best checkpoint was chosen, so both accuracies may be"
             " optimistic: set dataset.test_fraction or dataset.test_path"
         )
-    if not (ours.weights_sha256 and theirs.weights_sha256):
-        notes.append("the results do not say of which trained weights both sides' files were made")
     past = next((gate for gate in walked if gate.stage == "baseline" and gate.status == "not measured"), None)
     if past:
         notes.append(f"the baseline says nothing: {past.detail}")

@@ -11,10 +11,12 @@ from typing import Literal
 
 from parity.compare.ladder import Rung
 from parity.results import Header
+from pipeline.contract import Gate
+from pipeline.core.jsonl import Hex
 from pipeline.core.settings import Frozen
 from pipeline.dataset.split import Split
 
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 """Of ``verdict.json``."""
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE", "REFUSED"]
 GateStatus = Literal["green", "red", "undecided", "not measured"]
@@ -219,7 +221,7 @@ class Runs(Frozen):
 class Verdict(Frozen):
     """All that is known of two sides; see the module's docstring."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     status: Status
     exit_code: int
     """0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 REFUSED."""
@@ -237,6 +239,13 @@ class Verdict(Frozen):
     labels: tuple[str, ...]
     gates: tuple[GateResult, ...]
     """In the order in which a picture becomes an answer."""
+    gate: Gate
+    """What was allowed: the contract's, but for :attr:`overrides`."""
+    overrides: tuple[str, ...]
+    """What was judged by other limits than the contract's, one sentence each; a gate for release takes none."""
+    evidence: dict[str, Hex]
+    """``reference``, ``candidate``, ``ladder``, ``baseline`` -> SHA-256 of what was judged, as far as it was in files:
+    what the closing line states, of the baseline that of its canonical JSON."""
     limits: Limits | None
     """Those that the gates of S4 and S5 were judged by; null where the ladder was not walked."""
     difference: Difference

@@ -49,6 +49,7 @@ def _properties(verdict: Verdict) -> Mapping[str, str]:
         "split": verdict.split or "unknown",
         "difference_points": f"{verdict.difference.points:.4f}",
         "margin_points": f"{verdict.difference.margin_points:g}",
+        "other_limits": "; ".join(verdict.overrides),
         "contract_sha256": verdict.reference_header.contract_sha256,
         "dataset_sha256": verdict.reference_header.dataset_sha256,
     }

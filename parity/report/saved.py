@@ -1,4 +1,4 @@
-"""Reports made again from what a run left on the disk."""
+"""What a run left on the disk, judged again: a report is never made of a verdict that its files do not give."""
 
 import json
 from collections.abc import Callable
@@ -8,10 +8,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from parity.compare.ladder import Ladder
-from parity.judge.beside import find_ladder
+from parity.judge.baseline import BASELINE, read_baseline
+from parity.judge.beside import find_contract, find_ladder
+from parity.judge.goldens import letterbox_gate
+from parity.judge.judge import judge
 from parity.judge.verdict import SCHEMA_VERSION, Verdict
 from parity.results import Results, read_results
+from pipeline.contract import Contract
 from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_file
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Saved:
 
     folder: Path
     verdict: Verdict
+    contract: Contract
     reference: Results
     candidate: Results
     ladder: Ladder | None
@@ -27,10 +33,11 @@ class Saved:
 
 
 def read_saved(path: Path) -> Saved:
-    """Read a run's folder, or the ``parity`` folder in it.
+    """Read a run's folder, or the ``parity`` folder in it, and judge again what it holds.
 
     The pictures come from ``dataset`` beside the parity folder; without it the report has none. Raises UserError where
-    the verdict or a side's results are missing, cannot be read, or are not of one run.
+    the verdict or a side's results are missing, cannot be read, or are not of one run; where the verdict is stale: not
+    what the saved results give, or not of the GGUFs in ``bundle`` beside the parity folder.
     """
     folder = path if (path / "verdict.json").exists() else path / "parity"
     verdict = read_verdict(folder / "verdict.json")
@@ -44,8 +51,51 @@ def read_saved(path: Path) -> Saved:
             )
         sides.append(results)
     reference, candidate = sides
-    ladder = find_ladder(None, folder / f"{reference.header.side}.results.jsonl", reference, [candidate])
-    return Saved(folder, verdict, reference, candidate, ladder, dataset_images(folder.parent / "dataset"))
+    path = folder / f"{reference.header.side}.results.jsonl"
+    ladder = find_ladder(None, path, reference, [candidate])
+    contract = find_contract(None, path, reference)
+    _check_stale(folder, verdict, _judge_again(folder, verdict, contract, reference, candidate, ladder))
+    _check_bundle(folder, verdict)
+    return Saved(folder, verdict, contract, reference, candidate, ladder, dataset_images(folder.parent / "dataset"))
+
+
+def _judge_again(
+    folder: Path, verdict: Verdict, contract: Contract, reference: Results, candidate: Results, ladder: Ladder | None
+) -> Verdict:
+    """What the files give now, under the limits that the verdict was given under."""
+    held = any(gate.stage == "baseline" for gate in verdict.gates)
+    baseline = read_baseline(folder / BASELINE) if held else None
+    made = judge(reference, candidate, contract, [letterbox_gate()], ladder, verdict.gate, baseline)
+    return made.model_copy(update={"runs": verdict.runs})
+
+
+def _check_stale(folder: Path, verdict: Verdict, made: Verdict) -> None:
+    """Raise UserError where a verdict is not the one that its files give."""
+    if made == verdict:
+        return
+    if made.status != verdict.status:
+        why = f"it says {verdict.status}, and the files beside it give {made.status} ({made.headline})"
+    else:
+        names = [name for name in Verdict.model_fields if getattr(made, name) != getattr(verdict, name)]
+        why = f"its {' and '.join(names[:3])} are not what the files beside it give"
+    raise UserError(f"{folder / 'verdict.json'} is stale: {why}; run `parity run` or `parity judge` again")
+
+
+def _check_bundle(folder: Path, verdict: Verdict) -> None:
+    """Raise UserError where the GGUFs beside a run's results are not those that were judged."""
+    bundle = folder.parent / "bundle"
+    judged = verdict.candidate_header.model
+    if not bundle.is_dir() or judged.keys() != {"model", "mmproj"}:
+        return
+    found = {path.name: sha256_file(path) for path in sorted(bundle.glob("*.gguf"))}
+    others = [name for name, value in found.items() if value not in judged.values()]
+    if others or set(found.values()) != set(judged.values()):
+        what = (
+            f"{bundle / others[0]} is not a file that was judged"
+            if others
+            else f"{bundle} lacks a file that was judged"
+        )
+        raise UserError(f"{folder / 'verdict.json'} is stale: {what}; run `parity run` again")
 
 
 def read_verdict(path: Path) -> Verdict:
@@ -54,7 +104,7 @@ def read_verdict(path: Path) -> Verdict:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"verdict {path} cannot be read: {error.strerror}; run `parity run` first") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"verdict {path} is not valid JSON: {error}") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
@@ -62,7 +112,7 @@ def read_verdict(path: Path) -> Verdict:
             f"verdict {path} has schema version {version}, and this program reads version {SCHEMA_VERSION}: judge again"
         )
     try:
-        return Verdict.model_validate_json(json.dumps(data))
+        return Verdict.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         item = error.errors()[0]
         where = ".".join(str(part) for part in item["loc"])

@@ -123,6 +123,7 @@ def annotations(verdict: Verdict) -> str:
             parts = [gate.detail, gate.cause and f"Likely cause: {gate.cause}", gate.fix and f"What to do: {gate.fix}"]
             name = f"{gate.rung} {gate.stage}" if gate.rung else gate.stage
             lines.append(_command(level, f"Parity {verdict.status}: {name}", "\n".join(part for part in parts if part)))
+    lines += [_command("warning", f"Parity {verdict.status}: other limits", one) for one in verdict.overrides]
     if verdict.status == "PASS":
         lines.append(_command("notice", "Parity PASS", verdict.headline))
     return "".join(line + "\n" for line in lines)

@@ -85,6 +85,8 @@ def embeddings(ladder: Ladder | None, limits: Limits | None) -> GateResult:
 
 def logits(pairs: Sequence[Pair], ladder: Ladder | None, limits: Limits | None, gate: Gate) -> GateResult:
     """S5: the next token's distribution, as near as the noise floor and the types allow."""
+    if broken := _broken_labels(pairs):
+        return broken
     rows = measured_rows(ladder)
     if not ladder or not limits or not rows:
         return _label_logits(pairs, gate)
@@ -118,6 +120,22 @@ def logits(pairs: Sequence[Pair], ladder: Ladder | None, limits: Limits | None, 
         earlier,
     )
     return by_largest if by_largest.red else by_kl
+
+
+def _broken_labels(pairs: Sequence[Pair]) -> GateResult | None:
+    """Red where a side's probability of a label is no number, whatever else was measured."""
+    broken = [a for a, b in pairs if None in {*a.label_logprobs.values(), *b.label_logprobs.values()}]
+    if not broken:
+        return None
+    return result(
+        "logits",
+        "red",
+        f"{len(broken)} of {len(pairs)} images give log-probabilities of the labels that are no numbers,"
+        f" {named([row.image_id for row in broken])}",
+        *_LOGITS.not_finite,
+        samples=len(pairs),
+        beyond=len(broken),
+    )
 
 
 def _distance(
@@ -167,26 +185,18 @@ def _label_logits(pairs: Sequence[Pair], gate: Gate) -> GateResult:
     found = [(label_kl(a, b), a) for a, b in pairs if len(a.label_logprobs.keys() & b.label_logprobs.keys()) > 1]
     if not found:
         return result("logits", "not measured", "a side has no log-probabilities of the labels, and " + NO_LADDER)
-    broken = [row for value, row in found if value is None]
-    finite = [(value, row) for value, row in found if value is not None]
+    finite = [(value, row) for value, row in found if value is not None]  # all: null was red before
     limit = LABELS_KL * gate.noise_factor
-    middle = median(value for value, _ in finite) if finite else None
+    middle = median(value for value, _ in finite)
     beyond = sum(value > limit for value, _ in finite)
     numbers: dict[str, Any] = {
         "metric": "median KL of the next token over the labels",
         "value": middle,
         "limit": limit,
         "samples": len(found),
-        "beyond": beyond + len(broken),
+        "beyond": beyond,
         "worst": greatest([(value, row.image_id, row.key) for value, row in finite]),
     }
-    if broken:
-        detail = (
-            f"{len(broken)} of {len(found)} images give log-probabilities that are no numbers,"
-            f" {named([row.image_id for row in broken])}"
-        )
-        return result("logits", "red", detail, *_LOGITS.not_finite, **numbers)
-    assert middle is not None  # at least one image, none broken
     detail = f"median {middle:.2g} nats over the labels, {beyond} of {len(found)} images beyond the limit; {NO_LADDER}"
     if middle <= limit:
         return result("logits", "green", detail, **numbers)

@@ -1,73 +1,15 @@
-"""What the two sides were given: contract, dataset, model, engine, pixels, tokens."""
+"""What the two sides were given: engine settings, pixels, tokens."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
 from parity.compare.ladder import Ladder
-from parity.judge.gates.common import Pair, greatest, named, result, short
+from parity.judge.gates.common import Pair, greatest, named, result
 from parity.judge.verdict import GateResult
 from parity.results import Header, Results
 from pipeline.contract import Contract
 from pipeline.core.gguf_types import MATRIX_TYPES
-
-LLAMA_KEYS = ("llama-cpp-python", "llama_commit")
-"""The versions that say which llama.cpp a side knows."""
-
-
-def provenance(ours: Header, theirs: Header, contract: Contract) -> GateResult:
-    """Both sides mean the contract given, the same dataset, the same weights and the same llama.cpp."""
-    same = [f"contract {short(contract.digest)}", f"dataset {short(ours.dataset_sha256)}"]
-    for side in (ours, theirs):
-        if side.contract_sha256 != contract.digest:
-            return result(
-                "provenance",
-                "red",
-                f"{side.side} ran under contract {short(side.contract_sha256)}, the one given is"
-                f" {short(contract.digest)}",
-                "the contract was changed after that side had run, or the wrong contract was given",
-                f"run {side.side} again under this contract, or judge with the contract it ran under",
-            )
-    if ours.dataset_sha256 != theirs.dataset_sha256:
-        return result(
-            "provenance",
-            "red",
-            f"{ours.side} ran on dataset {short(ours.dataset_sha256)}, {theirs.side} on {short(theirs.dataset_sha256)}",
-            "the dataset was made again or changed between the two runs",
-            "run both sides on the same dataset",
-        )
-    if ours.split and theirs.split and ours.split != theirs.split:
-        return result(
-            "provenance",
-            "red",
-            f"{ours.side} answered the {ours.split} images, {theirs.side} the {theirs.split} images",
-            "the sides were given different parts of the dataset",
-            f"run {theirs.side} again on the {ours.split} images",
-        )
-    if ours.weights_sha256 and theirs.weights_sha256:
-        if ours.weights_sha256 != theirs.weights_sha256:
-            return result(
-                "provenance",
-                "red",
-                f"{ours.side}'s files were made from weights {short(ours.weights_sha256)}, {theirs.side}'s from"
-                f" {short(theirs.weights_sha256)}",
-                "one side has the files of another training",
-                f"export the weights that {ours.side} ran, and run {theirs.side} again",
-            )
-        same.append(f"weights {short(ours.weights_sha256)}")
-    for key in LLAMA_KEYS:
-        a, b = ours.versions.get(key), theirs.versions.get(key)
-        if a and b and a != b:
-            return result(
-                "provenance",
-                "red",
-                f"{ours.side} was made with {key} {a}, {theirs.side} with {key} {b}",
-                "llama.cpp was changed between the two runs",
-                "build both from the one pinned llama.cpp, and run the older side again",
-            )
-        if a and b:
-            same.append(f"{key} {a}")
-    return result("provenance", "green", "the same on both sides: " + ", ".join(same))
 
 
 def runtime(theirs: Header, contract: Contract, ladder: Ladder | None = None) -> GateResult:

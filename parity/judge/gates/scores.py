@@ -135,6 +135,7 @@ def classes(pairs: Sequence[Pair], contract: Contract, gate: Gate) -> GateResult
 
     Red against the reference only where the whole of Tango's 95 % interval is beyond the margin: 40 labels tried at
     once then give no false alarm worth speaking of, since a sound candidate's difference is 0, not the margin.
+    Undecided where a label of the contract has no image.
     """
     unknown = sorted(gate.recall_floors.keys() - set(contract.labels))
     if unknown:
@@ -200,6 +201,16 @@ def classes(pairs: Sequence[Pair], contract: Contract, gate: Gate) -> GateResult
             "; ".join(open_floors[:3]) + _rest(len(open_floors) - 3),
             "there are too few images of the label to tell whether its recall reaches the floor",
             "judge on more images of that label",
+            **numbers,
+        )
+    untested = [label for label in contract.labels if not any(a.truth == label for a, _ in pairs)]
+    if untested:
+        return result(
+            "classes",
+            "undecided",
+            f"no image is of {', '.join(untested[:3])}" + _rest(len(untested) - 3),
+            f"nothing is known of {_list(untested)}: the candidate may confuse them with any other label",
+            "judge on images of every label, or take the label out of the contract",
             **numbers,
         )
     floors = f"; {len(gate.recall_floors)} recall floors reached" if gate.recall_floors else ""

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from parity.compare.runner import REFERENCE, batches, kept_by, observe
+from parity.compare.runner import REFERENCE, batches, kept_by, observe, open_rows
 from parity.compare.samples import Sample
 from parity.engines import OpenSide
-from parity.results import ResultsWriter, Row, read_results
+from parity.results import Row, read_results
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
@@ -37,7 +37,7 @@ def record(
     if not all(_has_room(folder / name, room) for name in (LOG_PROBS, EMBEDDINGS)):
         (folder / REFERENCE).unlink(missing_ok=True)
     with (
-        ResultsWriter(folder / REFERENCE, kept_by(side.header, samples)) as writer,
+        open_rows(folder / REFERENCE, kept_by(side.header, samples), samples, reporter, subset=True) as writer,
         reporter.progress("reference", "images") as advance,
     ):
         waiting = [sample for sample in samples if sample.key not in writer.keys]

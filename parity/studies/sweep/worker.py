@@ -97,7 +97,8 @@ def run_pair(job: PairJob) -> None:
             pass
         answering = memory("VmHWM")
         clock = _Clock()
-        walk(OpenSide(reference, reference.header), candidate, samples, job.contract, job.about, job.out, relay)
+        sides = OpenSide(reference, reference.header), candidate
+        walk(*sides, samples, job.contract, job.about, job.out, relay, subset=True)
         others = clock.others()
     cost = Cost(
         process_bytes=max(loading, memory("VmHWM")),

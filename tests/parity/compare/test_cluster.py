@@ -27,7 +27,7 @@ from parity.compare.cluster import run_on_ray, session
 from parity.compare.ladder import LadderWriter
 from parity.compare.runner import CANDIDATE, LADDER, REFERENCE, make_row
 from parity.compare.samples import Sample
-from parity.compare.shards import FILES, shard_folder
+from parity.compare.shards import FILES, Expected, shard_folder
 from parity.results import ResultsWriter
 from pipeline.core import progress
 from pipeline.core.errors import UserError
@@ -40,6 +40,8 @@ pytestmark = pytest.mark.slow
 
 QUIET = Reporter(Console(), quiet=True)
 WORKERS = 2
+NOTHING = Expected({}, {}, {})
+"""The tests' sides are of no bundle."""
 
 
 class ByColour:
@@ -74,8 +76,9 @@ def work(log: Path, pause: float, todo: list[Sample], folder: Path) -> None:
     headers = {name: header(name) for name in sides}
     top = ladder_header(headers[REFERENCE], headers[CANDIDATE])
     with ExitStack() as stack:
-        writers = {name: stack.enter_context(ResultsWriter(folder / name, headers[name])) for name in sides}
-        ladder = stack.enter_context(LadderWriter(folder / LADDER, top))
+        keys = [sample.key for sample in todo]
+        writers = {name: stack.enter_context(ResultsWriter(folder / name, headers[name], keys)) for name in sides}
+        ladder = stack.enter_context(LadderWriter(folder / LADDER, top, keys))
         for sample in todo:
             if sample.key in ladder.keys:
                 continue
@@ -112,7 +115,7 @@ import sys
 from functools import partial
 from pathlib import Path
 import ray
-from test_cluster import QUIET, make_samples, tell_gpus
+from test_cluster import NOTHING, QUIET, make_samples, tell_gpus
 from parity.compare.cluster import run_on_ray
 here, gpus = Path(sys.argv[1]), float(sys.argv[2])
 (here / "dataset").mkdir()
@@ -120,7 +123,8 @@ ray.init(
     address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
     object_store_memory=100_000_000,
 )
-run_on_ray(partial(tell_gpus, here / "told"), make_samples(here / "dataset"), here / "parity", QUIET, 1, 1, gpus=gpus)
+todo = make_samples(here / "dataset")
+run_on_ray(partial(tell_gpus, here / "told"), todo, here / "parity", QUIET, 1, NOTHING, 1, gpus=gpus)
 """
 
 
@@ -208,7 +212,7 @@ def test_a_worker_killed_in_its_work_loses_nothing_and_doubles_nothing(
     killer.start()
     screen = io.StringIO()
     reporter = Reporter(Console(file=screen, width=100))
-    run_on_ray(partial(work, log, 0.1), dataset, tmp_path / "parity", reporter, WORKERS)
+    run_on_ray(partial(work, log, 0.1), dataset, tmp_path / "parity", reporter, WORKERS, NOTHING)
     killer.join(timeout=1)
     begun = log_of(log)
     workers = list(dict.fromkeys(pid for pid, _ in begun))
@@ -232,10 +236,10 @@ def test_a_mistake_is_one_sentence_and_the_next_call_goes_on(
     log = tmp_path / "log"
     bad = sorted(sample.key for sample in dataset)[40]
     with pytest.raises(UserError, match=r"^shard 5 of 12: the bundle is gone: make it again$"):
-        run_on_ray(partial(fail_at, bad, log), dataset, tmp_path / "parity", QUIET, WORKERS, shards=12)
+        run_on_ray(partial(fail_at, bad, log), dataset, tmp_path / "parity", QUIET, WORKERS, NOTHING, shards=12)
     assert not (tmp_path / "parity" / REFERENCE).exists()
     before = log_of(log)
-    run_on_ray(partial(work, log, 0), dataset, tmp_path / "parity", QUIET, WORKERS, shards=12)
+    run_on_ray(partial(work, log, 0), dataset, tmp_path / "parity", QUIET, WORKERS, NOTHING, shards=12)
     assert whole(tmp_path / "parity") == plain
     assert before
     # A worker that is stopped in the middle of a picture begins it again.
@@ -248,14 +252,14 @@ def test_a_shard_that_always_dies_is_named(
 ) -> None:
     monkeypatch.setattr(cluster, "MAX_RETRIES", 1)
     with pytest.raises(UserError, match=r"^shard 1 of 1 died 2 times \(.*\): run it alone with --shards 1 --shard 1"):
-        run_on_ray(die, dataset[:3], tmp_path, QUIET, WORKERS, shards=1)
+        run_on_ray(die, dataset[:3], tmp_path, QUIET, WORKERS, NOTHING, shards=1)
 
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("size", [{"cpus": 64}, {"gpus": 1}])
 def test_a_worker_that_no_node_can_hold_is_refused(tmp_path: Path, dataset: list[Sample], size: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"no node of the Ray cluster has the \d+ cores and \d GPUs that a worker"):
-        run_on_ray(die, dataset, tmp_path, QUIET, WORKERS, **size)
+        run_on_ray(die, dataset, tmp_path, QUIET, WORKERS, NOTHING, **size)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -300,7 +304,7 @@ def test_a_cluster_that_does_not_answer_is_said_so_at_once(
     tmp_path: Path, dataset: list[Sample], address: str, said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        run_on_ray(die, dataset, tmp_path, QUIET, WORKERS, address=address)
+        run_on_ray(die, dataset, tmp_path, QUIET, WORKERS, NOTHING, address=address)
 
 
 def test_without_ray_one_sentence_says_how_to_install_it(
@@ -308,4 +312,4 @@ def test_without_ray_one_sentence_says_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"^Ray is not installed: `make setup` installs it"):
-        run_on_ray(die, dataset, tmp_path, QUIET, WORKERS)
+        run_on_ray(die, dataset, tmp_path, QUIET, WORKERS, NOTHING)

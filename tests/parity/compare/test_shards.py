@@ -5,11 +5,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from sides import cut, reseal
 
 from parity.compare.ladder import LadderHeader, LadderWriter, Measured, header_digest, read_ladder
 from parity.compare.runner import CANDIDATE, LADDER, REFERENCE
 from parity.compare.samples import Sample
-from parity.compare.shards import FILES, merge_results, merge_shards, run_shard, select, shard_folder, shard_keys
+from parity.compare.shards import (
+    FILES,
+    Expected,
+    merge_results,
+    merge_shards,
+    run_shard,
+    select,
+    shard_folder,
+    shard_keys,
+)
 from parity.judge.judge import judge
 from parity.results import Header, ResultsWriter, Row, read_results
 from pipeline.contract import Contract
@@ -41,6 +51,7 @@ def samples(count: int, seed: int = 0) -> list[Sample]:
 def header(side: str, **changes: object) -> Header:
     values: dict[str, object] = {
         "side": side,
+        "engine": "transformers" if side == "hf" else "llama.cpp",
         "contract_sha256": CONTRACT.digest,
         "dataset_sha256": sha256_bytes(b"dataset"),
         "model": {"model": sha256_bytes(side.encode())},
@@ -123,26 +134,32 @@ def write(
     """Answer like a run: append to the three files, going on from what they hold."""
     headers = {name: header(side, **changes) for name, side in SIDES.items()}
     for name, side in SIDES.items():
-        with ResultsWriter(folder / name, headers[name]) as writer:
+        with ResultsWriter(folder / name, headers[name], [sample.key for sample in todo]) as writer:
             for sample in todo:
                 if sample.key not in writer.keys:
                     writer.append(row(sample, side, ms))
     top = ladder_header(headers[REFERENCE], headers[CANDIDATE], **(floor or {}))
-    with LadderWriter(folder / LADDER, top) as ladder:
+    with LadderWriter(folder / LADDER, top, [sample.key for sample in todo]) as ladder:
         for sample in todo:
             if sample.key not in ladder.keys:
                 ladder.append(measured(sample))
+
+
+def expected(**changes: object) -> Expected:
+    """What the run that merges says of itself."""
+    about = {"contract_sha256": CONTRACT.digest, "dataset_sha256": sha256_bytes(b"dataset"), "split": None}
+    sides = [about | {"model": {"model": sha256_bytes(side.encode())}} for side in SIDES.values()]
+    return Expected(sides[0], sides[1] | changes, {"contract_sha256": CONTRACT.digest, "text_type": "Q8_0"})
 
 
 def whole(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
-def write_shards(folder: Path, todo: Sequence[Sample], shards: int) -> list[str]:
-    """All shards of a run, last one first; returns the keys in the dataset's order."""
+def write_shards(folder: Path, todo: Sequence[Sample], shards: int) -> None:
+    """All shards of a run, last one first."""
     for shard in range(shards, 0, -1):
         run_shard(write, todo, folder, shards, shard)
-    return [sample.key for sample in todo]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -174,11 +191,15 @@ def test_a_shard_that_does_not_exist_is_refused(shards: int, shard: int) -> None
 def test_merged_is_what_one_process_writes(tmp_path: Path, shards: int) -> None:
     todo = samples(40, seed=shards)
     write(todo, tmp_path / "plain")
-    keys = write_shards(tmp_path / "parts", todo, shards)
-    merge_shards(tmp_path / "parts", shards, keys)
+    write_shards(tmp_path / "parts", todo, shards)
+    merge_shards(tmp_path / "parts", shards, todo, expected())
     assert whole(tmp_path / "parts") == whole(tmp_path / "plain")
-    again = tmp_path / "again.jsonl"
-    merge_results([shard_folder(tmp_path / "parts", shards, i) / CANDIDATE for i in range(1, shards + 1)], again, keys)
+    again, keys = tmp_path / "again.jsonl", [sample.key for sample in todo]
+    merge_results(
+        [shard_folder(tmp_path / "parts", shards, i) / CANDIDATE for i in range(1, shards + 1)],
+        again,
+        [sample.key for sample in todo],
+    )
     assert again.read_bytes() == (tmp_path / "plain" / CANDIDATE).read_bytes()
 
 
@@ -187,11 +208,11 @@ def test_rows_and_verdict_are_the_same_but_for_the_time(tmp_path: Path) -> None:
     write(todo, tmp_path / "plain", ms=1.0)
     for shard in (1, 2, 3):
         write(select(todo, 3, shard), shard_folder(tmp_path, 3, shard), ms=10.0 * shard)
-    merge_shards(tmp_path, 3, [sample.key for sample in todo])
+    merge_shards(tmp_path, 3, todo, expected())
     verdicts = []
     for folder in (tmp_path / "plain", tmp_path):
         reference, candidate = (read_results(folder / name) for name in SIDES)
-        verdict = judge(reference, candidate, CONTRACT).model_dump()
+        verdict = judge(reference, candidate, CONTRACT).model_dump(exclude={"evidence"})
         for side in ("reference", "candidate"):
             for timing in ("seconds", "images_per_second", "ms_median"):
                 del verdict[side][timing]
@@ -203,23 +224,22 @@ def test_rows_and_verdict_are_the_same_but_for_the_time(tmp_path: Path) -> None:
 def test_a_shard_goes_on_where_it_was_killed_and_the_merge_says_what_is_missing(tmp_path: Path) -> None:
     todo = samples(40)
     write(todo, tmp_path / "plain")
-    keys = write_shards(tmp_path, todo, 3)
+    write_shards(tmp_path, todo, 3)
     path = shard_folder(tmp_path, 3, 2) / CANDIDATE
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:9]) + lines[9][:50])
+    cut(path, 8, torn=50)
     for name in FILES:
         (shard_folder(tmp_path, 3, 3) / name).unlink()
     with pytest.raises(UserError) as caught:
-        merge_shards(tmp_path, 3, keys)
+        merge_shards(tmp_path, 3, todo, expected())
     assert "shard 3 of 3 is missing 13 of 13 images (in hf.results.jsonl): run --shards 3 --shard 3 again" in str(
         caught.value
     )
     assert not any((tmp_path / name).exists() for name in FILES)
     run_shard(write, todo, tmp_path, 3, 3)
     with pytest.raises(UserError, match=r"shard 2 of 3 is missing 5 of 13 images \(in llamacpp\.results\.jsonl\): run"):
-        merge_shards(tmp_path, 3, keys)
+        merge_shards(tmp_path, 3, todo, expected())
     run_shard(write, todo, tmp_path, 3, 2)
-    merge_shards(tmp_path, 3, keys)
+    merge_shards(tmp_path, 3, todo, expected())
     assert whole(tmp_path) == whole(tmp_path / "plain")
 
 
@@ -227,14 +247,14 @@ def test_a_shard_without_images_may_be_missing(tmp_path: Path) -> None:
     todo = samples(2)
     for shard in (1, 2):
         run_shard(write, todo, tmp_path, 4, shard)
-    merge_shards(tmp_path, 4, [sample.key for sample in todo])
+    merge_shards(tmp_path, 4, todo, expected())
     assert list(read_results(tmp_path / REFERENCE).rows) == [sample.key for sample in todo]
 
 
 def test_many_missing_shards_are_counted(tmp_path: Path) -> None:
     todo = samples(60)
     with pytest.raises(UserError, match=r"shard 20 of 30 is missing 2 of 2 images, and 10 more shards are not whole"):
-        merge_shards(tmp_path, 30, [sample.key for sample in todo])
+        merge_shards(tmp_path, 30, todo, expected())
 
 
 @pytest.mark.parametrize(
@@ -258,7 +278,9 @@ def test_shards_of_different_runs_are_refused(tmp_path: Path, change: dict[str, 
     todo = samples(4)
     paths = [tmp_path / "1.jsonl", tmp_path / "2.jsonl"]
     for shard, changes in ((1, {}), (2, change)):
-        with ResultsWriter(paths[shard - 1], header(**{"side": "hf", **changes})) as writer:
+        with ResultsWriter(
+            paths[shard - 1], header(**{"side": "hf", **changes}), [one.key for one in select(todo, 2, shard)]
+        ) as writer:
             for sample in select(todo, 2, shard):
                 writer.append(row(sample, "hf"))
     with pytest.raises(UserError) as caught:
@@ -278,46 +300,47 @@ def test_several_machines_stand_in_the_header_and_the_noise_floor_is_the_greates
     for shard, (device, floor) in enumerate(machines, start=1):
         runtime = {"n_threads": 4 if device["cores"] == "8" else 2, "fed": "rgb"}
         write(select(todo, 3, shard), shard_folder(tmp_path, 3, shard), floor=floor, device=device, runtime=runtime)
-    merge_shards(tmp_path, 3, [sample.key for sample in todo])
+    merge_shards(tmp_path, 3, todo, expected())
     merged = read_results(tmp_path / CANDIDATE).header
     about = {"device": {"cores": "2 | 8", "cpu": "EPYC | Xeon", "system": "Linux"}}
-    assert merged == header("llamacpp", **about, runtime={"n_threads": "2 | 4", "fed": "rgb"})
+    assert merged == header("llamacpp", **about, runtime={"n_threads": "2 | 4", "fed": "rgb"}, images=9)
     top = read_ladder(tmp_path / LADDER).header
     assert top.candidate_sha256 == header_digest(merged)
     assert top.floor.logits_kl.model_dump() == {"median": 0.1, "p95": 0.25, "largest": 0.5}
     assert (top.floor.labels_differ, top.floor.generated_differ) == (2, 1)
     run_shard(lambda mine, where: write(mine, where, floor={"samples": 9}), todo, tmp_path, 3, 1)
     with pytest.raises(UserError, match=r"floor\.samples is 9 in the first and 8 in the second"):
-        merge_shards(tmp_path, 3, [sample.key for sample in todo])
+        merge_shards(tmp_path, 3, todo, expected())
 
 
 def _copy(a: Path, b: Path, change: Callable[[bytes], bytes]) -> None:
-    """Append the first row of a's results to b's."""
+    """Append the first row of a's results to b's, which is made whole again."""
     with open(b, "ab") as file:
         file.write(change(a.read_bytes().splitlines(keepends=True)[1]))
+    reseal(b)
 
 
 def test_an_image_in_two_shards_is_taken_once_where_the_rows_are_one_and_refused_where_not(tmp_path: Path) -> None:
     todo = samples(10)
-    keys = write_shards(tmp_path, todo, 2)
+    write_shards(tmp_path, todo, 2)
     one, two = (shard_folder(tmp_path, 2, shard) / CANDIDATE for shard in (1, 2))
     before = two.read_bytes()
     _copy(one, two, lambda line: line)
-    merge_shards(tmp_path, 2, keys)
-    assert list(read_results(tmp_path / CANDIDATE).rows) == keys
+    merge_shards(tmp_path, 2, todo, expected())
+    assert list(read_results(tmp_path / CANDIDATE).rows) == [sample.key for sample in todo]
     two.write_bytes(before)
     _copy(one, two, lambda line: line.replace(b'"encode":1.0', b'"encode":1.5'))
     with pytest.raises(UserError, match=rf"image image_\d+ .* has one row in {one} and another in {two}: delete"):
-        merge_shards(tmp_path, 2, keys)
+        merge_shards(tmp_path, 2, todo, expected())
     two.write_bytes(before)
     _copy(one, two, lambda line: line.replace(line[8:16], b"0" * 8))
     with pytest.raises(UserError, match=rf"{two} has image image_\d+ \(key 00000000.*which the dataset has not"):
-        merge_shards(tmp_path, 2, keys)
+        merge_shards(tmp_path, 2, todo, expected())
 
 
 def test_a_ladder_of_other_results_is_refused(tmp_path: Path) -> None:
     todo = samples(10)
-    keys = write_shards(tmp_path, todo, 2)
+    write_shards(tmp_path, todo, 2)
     folder = shard_folder(tmp_path, 2, 2)
     ladder = (folder / LADDER).read_bytes()
     for name in FILES:
@@ -325,7 +348,53 @@ def test_a_ladder_of_other_results_is_refused(tmp_path: Path) -> None:
     write(select(todo, 2, 2), folder, device={"cpu": "another"})
     (folder / LADDER).write_bytes(ladder)
     with pytest.raises(UserError, match=rf"{folder / LADDER} compares other results than those in hf.results.jsonl"):
-        merge_shards(tmp_path, 2, keys)
+        merge_shards(tmp_path, 2, todo, expected())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": {"model": "0" * 64}}, "model.model is"),
+        ({"dataset_sha256": "0" * 64}, "dataset_sha256 is"),
+        ({"runtime": {"fed": "bgr"}}, "runtime.fed is 'rgb' there and 'bgr' here"),
+        ({"split": "test"}, "split is None there and 'test' here"),
+    ],
+)
+def test_shards_of_an_older_bundle_dataset_or_feed_are_not_merged(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    todo = samples(10)
+    write_shards(tmp_path, todo, 2)
+    with pytest.raises(UserError) as caught:
+        merge_shards(tmp_path, 2, todo, expected(**change))
+    assert f"1-of-2/{CANDIDATE} is of another run than this one: {said}" in str(caught.value)
+    assert not any((tmp_path / name).exists() for name in FILES)
+    merge_shards(tmp_path, 2, todo, expected())
+
+
+def test_rows_that_the_dataset_contradicts_are_not_merged(tmp_path: Path) -> None:
+    todo = samples(10)
+    write_shards(tmp_path, todo, 2)
+    path = shard_folder(tmp_path, 2, 2) / CANDIDATE
+    before = path.read_bytes()
+    key = shard_keys([sample.key for sample in todo], 2, 2)[0]
+    truth = next(sample.truth for sample in todo if sample.key == key)
+    other = "metal" if truth != "metal" else "wood"
+    for old, new, said in (
+        (f'"truth":"{truth}"', f'"truth":"{other}"', f"with ground truth '{other}'"),
+        (f'"rgb_sha256":"{key}"', f'"rgb_sha256":"{"0" * 64}"', "is not of the dataset's picture as RGB"),
+    ):
+        lines = before.split(b"\n")
+        place = next(number for number, line in enumerate(lines) if key.encode() in line)
+        lines[place] = lines[place].replace(old.encode(), new.encode())
+        path.write_bytes(b"\n".join(lines))
+        with pytest.raises(UserError, match="was changed after it was written"):
+            merge_shards(tmp_path, 2, todo, expected())
+        reseal(path)
+        with pytest.raises(UserError, match=said):
+            merge_shards(tmp_path, 2, todo, expected())
+    path.write_bytes(before)
+    merge_shards(tmp_path, 2, todo, expected())
 
 
 def test_two_processes_do_not_write_one_shard(tmp_path: Path) -> None:

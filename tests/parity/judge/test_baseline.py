@@ -5,11 +5,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from sides import FIVE, assert_red, change_header, change_ladder, gate, ladder_of, pair, results, right, spoil
+from sides import (
+    FIVE,
+    assert_red,
+    change_header,
+    change_ladder,
+    gate,
+    ladder_of,
+    pair,
+    results,
+    right,
+    spoil,
+    write_results,
+)
 
 from parity.judge.baseline import Baseline, make_baseline, read_baseline, write_baseline
 from parity.judge.judge import judge
-from parity.results import Results, ResultsWriter, read_results
+from parity.results import Results, read_results
 from pipeline.contract import Contract, Gate
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
@@ -95,9 +107,7 @@ def test_what_is_not_a_baseline(tmp_path: Path) -> None:
 
 
 def write(side: Results, path: Path) -> Path:
-    with ResultsWriter(path, side.header) as writer:
-        for row in side.rows.values():
-            writer.append(row)
+    write_results(side, path)
     return path
 
 

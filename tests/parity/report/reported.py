@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sides import ladder_of, results
+from sides import ladder_of, results, write_ladder, write_results
 
-from parity.compare.ladder import Ladder
-from parity.judge.judge import judge
+from parity.compare.ladder import Ladder, read_ladder
+from parity.judge.judge import judge, write_verdict
 from parity.judge.verdict import Verdict
-from parity.results import Results
+from parity.results import Results, read_results
 from pipeline.contract import Contract
-from pipeline.core.files import sha256_bytes
+from pipeline.core.files import sha256_bytes, write_json
 
 HOSTILE_LABEL = '"><img src=x onerror=hacked=1>'
 HOSTILE_ID = "</script><img src=x onerror=hacked=2>"
@@ -112,19 +112,19 @@ def save(made: Reported, root: Path) -> Path:
     """Write a run's folder as ``parity run`` leaves it; returns it."""
     import json
 
-    from parity.compare.ladder import LadderWriter
-    from parity.judge.judge import write_verdict
+    from parity.judge.goldens import letterbox_gate
 
     parity = root / "parity"
     parity.mkdir(parents=True)
-    write_verdict(made.verdict, parity / "verdict.json")
-    for side in (made.reference, made.candidate):
-        lines = [side.header.model_dump_json(), *(row.model_dump_json() for row in side.rows.values())]
-        (parity / f"{side.header.side}.results.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if made.ladder:
-        with LadderWriter(parity / "ladder.jsonl", made.ladder.header) as writer:
-            for row in made.ladder.rows.values():
-                writer.append(row)
+        write_ladder(made.ladder, parity / "ladder.jsonl")
+    paths = [parity / f"{side.header.side}.results.jsonl" for side in (made.reference, made.candidate)]
+    for side, path in zip((made.reference, made.candidate), paths, strict=True):
+        write_results(side, path)
+    contract = HOSTILE if made.verdict.labels == HOSTILE.labels else Contract()
+    write_json(parity / "contract.json", contract.model_dump(mode="json"))
+    ladder = read_ladder(parity / "ladder.jsonl") if made.ladder else None
+    write_verdict(judge(*map(read_results, paths), contract, [letterbox_gate()], ladder), parity / "verdict.json")
     images = root / "dataset" / "images"
     images.mkdir(parents=True)
     records = []

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from sides import FIVE, change_header, change_rows, pair, results, right, spoil
+from sides import FIVE, change_header, change_rows, pair, results, right, spoil, write_results
 
 from parity.judge.statistics import mcnemar_exact, tango
-from parity.results import Results, ResultsWriter
+from parity.results import Results
 from parity.studies.diff import Comparison, compare, print_comparison
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
@@ -94,9 +94,7 @@ def test_other_contracts_truths_tokens_and_pixels_are_no_obstacle() -> None:
 
 
 def write(side: Results, path: Path) -> Path:
-    with ResultsWriter(path, side.header) as writer:
-        for row in side.rows.values():
-            writer.append(row)
+    write_results(side, path)
     return path
 
 
