@@ -83,7 +83,7 @@ def change_rows(side: Results, change: Callable[[Row], dict[str, object]], count
     return replace(side, rows=rows)
 
 
-def change_header(side: Results, **values: object) -> Results:
+def change_header(side: Results, /, **values: object) -> Results:
     return replace(side, header=side.header.model_copy(update=values))
 
 
@@ -199,6 +199,7 @@ def change_ladder(ladder: Ladder, change: Callable[[Measured], dict[str, object]
 
 def write_results(side: Results, path: Path) -> None:
     """The side's whole file."""
+    path.unlink(missing_ok=True)
     with ResultsWriter(path, side.header, side.rows) as writer:
         for row in side.rows.values():
             writer.append(row)

@@ -318,4 +318,4 @@ def test_bad_files_are_named_with_line_and_key(tmp_path: Path) -> None:
     assert "line 2 is not a row: key" in message(head, first.replace(row(1).key, "abc"))
     assert "line 4: image image_1 has a row already" in message(head, first, second, first)
     assert "line 1 is not a header: image_slots" in message(head.replace("[[1,2]]", "[[1]]"))
-    assert "schema version 1" in message(head.replace('"schema_version":2', '"schema_version":1'))
+    assert "schema version 2" in message(head.replace('"schema_version":3', '"schema_version":2'))

@@ -198,7 +198,7 @@ def test_merged_is_what_one_process_writes(tmp_path: Path, shards: int) -> None:
     merge_results(
         [shard_folder(tmp_path / "parts", shards, i) / CANDIDATE for i in range(1, shards + 1)],
         again,
-        [sample.key for sample in todo],
+        keys,
     )
     assert again.read_bytes() == (tmp_path / "plain" / CANDIDATE).read_bytes()
 

@@ -37,7 +37,7 @@ from parity.judge.statistics import mcnemar_exact, noninferiority_p, pairs_neede
 from parity.judge.verdict import Verdict
 from parity.report.junit import junit_xml
 from parity.report.screen import render_text
-from parity.report.summary import annotations, summary
+from parity.report.summary import annotations, escape, summary
 from parity.results import Row, read_results
 from pipeline.contract import Contract, Gate
 from pipeline.core.errors import UserError
@@ -175,7 +175,7 @@ def test_other_limits_than_the_contracts_are_told_everywhere() -> None:
         assert verdict.overrides == (said,)
         assert f"{said}: a gate for release takes no such verdict" in verdict.notes
         assert said in " ".join(render_text(verdict).split())
-        assert said in summary(verdict)
+        assert escape(said) in summary(verdict)
         assert said.encode() in junit_xml(verdict, ours, theirs)
         assert said in annotations(verdict)
     assert judge(*pair(), FIVE, gate=FIVE.gate).overrides == ()

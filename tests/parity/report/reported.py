@@ -11,6 +11,7 @@ from PIL import Image
 from sides import ladder_of, results, write_ladder, write_results
 
 from parity.compare.ladder import Ladder, read_ladder
+from parity.judge.goldens import letterbox_gate
 from parity.judge.judge import judge, write_verdict
 from parity.judge.verdict import Verdict
 from parity.results import Results, read_results
@@ -94,7 +95,7 @@ def failing(n: int = 150) -> Reported:
             for number, (key, row) in enumerate(clean.rows.items())
         },
     )
-    verdict = judge(reference, candidate, contract, [], ladder)
+    verdict = judge(reference, candidate, contract, [letterbox_gate()], ladder)
     return Reported(
         verdict, reference, candidate, ladder, {made[number][1]: made[number][0] for number in range(n - 1)}
     )
@@ -111,8 +112,6 @@ def passing(n: int = 600) -> Reported:
 def save(made: Reported, root: Path) -> Path:
     """Write a run's folder as ``parity run`` leaves it; returns it."""
     import json
-
-    from parity.judge.goldens import letterbox_gate
 
     parity = root / "parity"
     parity.mkdir(parents=True)

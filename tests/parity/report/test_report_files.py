@@ -1,9 +1,11 @@
 """The reports that programs read: JUnit XML, job summary, annotations, schema; the command that makes them again."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,7 +13,7 @@ import jsonschema
 import pytest
 from markdown_it import MarkdownIt
 from reported import HOSTILE, HOSTILE_ID, HOSTILE_LABEL, HOSTILE_TEXT, Reported, failing, passing, save
-from sides import FIVE, pair, results, right, spoil
+from sides import FIVE, change_header, pair, reseal, results, right, spoil, write_results
 from typer.testing import CliRunner
 
 from parity.cli import app
@@ -24,6 +26,7 @@ from parity.report.schema import SCHEMA, verdict_schema
 from parity.report.summary import annotations, escape, summary
 from pipeline.contract import Contract, Gate
 from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_file
 
 # What Jenkins' junit-10.xsd and Surefire's surefire-test-report.xsd both allow: attributes, and children in order with
 # how many there may be.
@@ -234,23 +237,66 @@ def test_report_command_tells_github(fail: Reported, tmp_path: Path) -> None:
 def test_report_without_dataset_or_ladder_has_neither(fail: Reported, tmp_path: Path) -> None:
     run = save(fail, tmp_path / "run")
     (run / "dataset" / "val.json").unlink()
+    assert read_saved(run).image_of(next(iter(fail.pictures))) is None
     (run / "parity" / "ladder.jsonl").unlink()
-    saved = read_saved(run)
-    assert saved.ladder is None
-    assert saved.image_of(next(iter(fail.pictures))) is None
+    with pytest.raises(UserError, match=r"verdict\.json is stale: .*notes"):
+        read_saved(run)
+
+
+def test_a_stale_verdict_is_not_reported(clean: Reported, tmp_path: Path) -> None:
+    run = save(clean, tmp_path / "run")
+    path = run / "parity" / "verdict.json"
+    whole = path.read_text(encoding="utf-8")
+    read_saved(run)
+    for old, new, said in (
+        ('"status": "PASS"', '"status": "FAIL"', "it says FAIL, and the files beside it give PASS"),
+        ('"points": 0.0', '"points": 1.0', "difference are not what"),
+        ('"agreement": 1.0', '"agreement": 0.5', "agreement are not what"),
+    ):
+        assert old in whole
+        path.write_text(whole.replace(old, new, 1), encoding="utf-8")
+        with pytest.raises(UserError, match=f"is stale: .*{said}"):
+            read_saved(run)
+    path.write_text(whole, encoding="utf-8")
+    worse = results(spoil([(row.truth, row.label) for row in clean.reference.rows.values()], 60), "llamacpp")
+    write_results(worse, run / "parity" / "llamacpp.results.jsonl")
+    with pytest.raises(UserError, match="it says PASS, and the files beside it give FAIL"):
+        read_saved(run)
+
+
+def test_a_verdict_of_other_ggufs_is_not_reported(clean: Reported, tmp_path: Path) -> None:
+    for name in ("model", "mmproj"):
+        (tmp_path / name).write_bytes(name.encode())
+    model = {name: sha256_file(tmp_path / name) for name in ("model", "mmproj")}
+    made = replace(clean, candidate=change_header(clean.candidate, model=model))
+    run = save(made, tmp_path / "run")
+    (run / "bundle").mkdir()
+    for name in ("model", "mmproj"):
+        shutil.copy(tmp_path / name, run / "bundle" / f"{name}.gguf")
+    assert read_saved(run).verdict.status == "PASS"
+    (run / "bundle" / "model.gguf").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"is stale: .*model\.gguf is not a file that was judged"):
+        read_saved(run)
+    (run / "bundle" / "model.gguf").unlink()
+    with pytest.raises(UserError, match=r"is stale: .*bundle lacks a file that was judged"):
+        read_saved(run)
 
 
 def test_report_refuses_what_is_not_one_run(fail: Reported, tmp_path: Path) -> None:
     run = save(fail, tmp_path / "run")
     other = run / "parity" / "llamacpp.results.jsonl"
-    lines = other.read_text(encoding="utf-8").split("\n")
-    other.write_text("\n".join([lines[0].replace('"n_threads":2', '"n_threads":4'), *lines[1:]]), encoding="utf-8")
+    content = other.read_bytes()
+    other.write_bytes(content.replace(b'"n_threads":2', b'"n_threads":4'))
+    with pytest.raises(UserError, match="was changed after it was written"):
+        read_saved(run)
+    reseal(other)
     with pytest.raises(UserError, match="of another run than"):
         read_saved(run)
     for content, words in (
         ("{", "not valid JSON"),
         ('{"schema_version": 2}', "version 2"),
-        ('{"schema_version": 3}', "status"),
+        ('{"schema_version": 4}', "status"),
+        ("[" * 100_000, "not valid JSON"),
     ):
         (run / "parity" / "verdict.json").write_text(content)
         with pytest.raises(UserError, match=words):

@@ -58,7 +58,7 @@ def test_the_screen_has_the_facts(contract: Contract, width: int) -> None:
 
 def test_the_screen_tells_what_to_do_on_fail_alone() -> None:
     ours, theirs = pair()
-    failed = judge(ours, change_header(theirs, image_slots=((1, 2),)), FIVE)
+    failed = judge(ours, change_header(theirs, prompt_token_ids=(7, -1, -1, 8), image_slots=((1, 2),)), FIVE)
     text = " ".join(render_text(failed).split())
     assert "FAIL the sides part at: tokens" in text
     assert f"likely {failed.cause} do {failed.fix}" in text

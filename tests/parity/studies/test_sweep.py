@@ -22,6 +22,7 @@ import pytest
 from models import NAME, RECIPE, Pair, bundle_recipe, canvases, encoder_for
 from PIL import Image
 from rich.console import Console
+from sides import cut
 from typer.testing import CliRunner
 
 import parity.studies.sweep.job as job_module
