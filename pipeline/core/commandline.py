@@ -134,10 +134,10 @@ def _interrupt_on_signals() -> None:
 
 
 class _Unbroken(io.RawIOBase):
-    """A file descriptor that swallows what is written after its reader went away."""
+    """A file descriptor that swallows what is written after its reader went away; another error it raises once."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self._descriptor, self._broken = descriptor, False
 
     def fileno(self) -> int:
         return self._descriptor
@@ -149,10 +149,15 @@ class _Unbroken(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
+        if self._broken:
+            return len(data)
         try:
             return os.write(self._descriptor, data)
-        except BrokenPipeError:
-            return len(data)
+        except OSError as error:
+            self._broken = True  # Python tries again when it ends
+            if isinstance(error, BrokenPipeError):
+                return len(data)
+            raise
 
 
 def _keep_standard_streams() -> None:
