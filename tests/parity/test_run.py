@@ -1,14 +1,18 @@
 """The main job from a model and a bundle that are there: what it loads, locks, divides and takes from other runs."""
 
 import json
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from models import bundle_recipe
 from rich.console import Console
+from sides import reseal
 from typer.testing import CliRunner
 
 import parity.engines.hf
@@ -22,10 +26,11 @@ from parity.run import Division, open_run, run
 from parity.studies.ship import parse_pair, swept_pair
 from parity.studies.sweep.table import Sweep
 from pipeline.core.errors import UserError
-from pipeline.core.files import lock
+from pipeline.core.files import lock, sha256_bytes
 from pipeline.core.progress import Reporter
 from pipeline.core.provenance import weights_digest
 from pipeline.dataset.embedded import make_embedded
+from pipeline.export.bundle import text_name
 from pipeline.recipe import Recipe
 from pipeline.workflow.build import Build
 
@@ -97,6 +102,63 @@ def test_the_folder_is_locked_until_the_verdict_is_written(
     assert seen == [True]
 
 
+def test_shards_of_another_bundle_or_feed_give_no_verdict(build: Build, bundle: Path) -> None:
+    for shard in (1, 2):
+        run(opened(build.recipe, build.root), division=Division(shards=2, shard=shard))
+    with pytest.raises(UserError, match=r"runtime\.fed is 'rgb' there and 'bgr' here; delete the folder"):
+        run(opened(build.recipe, build.root), fed_order="bgr", division=Division(shards=2))
+    (build.root / "bundle").unlink()
+    shutil.copytree(bundle, build.root / "bundle")
+    with open(build.root / "bundle" / text_name(build.recipe), "ab") as file:
+        file.write(b"another")
+    with pytest.raises(UserError, match=r"llamacpp.results.jsonl is of another run than this one: model\.model is '"):
+        run(opened(build.recipe, build.root), division=Division(shards=2))
+    assert not (build.root / "parity" / "verdict.json").exists()
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change every row, and the closing line with it."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number in range(1, len(lines) - 1):
+        row = json.loads(lines[number])
+        change(row)
+        lines[number] = json.dumps(row, separators=(",", ":")).encode() + b"\n"
+    path.write_bytes(b"".join(lines))
+    reseal(path)
+
+
+def test_rows_that_were_edited_are_answered_again(build: Build) -> None:
+    screen = StringIO()
+    reporter = Reporter(Console(file=screen, width=200))
+    first = run(build)
+    assert first
+    parity = build.root / "parity"
+    rows = {side: (parity / f"{side}.results.jsonl").read_bytes() for side in ("hf", "llamacpp")}
+    theirs = {row.key: row.label for row in read_results(parity / "hf.results.jsonl").rows.values()}
+
+    def as_truth(row: dict[str, Any]) -> None:
+        row["truth"] = theirs[row["key"]] or "fire"
+
+    def as_hf(row: dict[str, Any]) -> None:
+        row["label"], row["text"] = theirs[row["key"]], f" {theirs[row['key']]}"
+
+    def elsewhere(row: dict[str, Any]) -> None:
+        row["key"] = row["rgb_sha256"] = sha256_bytes(row["key"].encode())
+
+    for side, change in (("hf", as_truth), ("llamacpp", as_hf), ("hf", elsewhere)):
+        edit(parity / f"{side}.results.jsonl", change)
+        again = run(replace(opened(build.recipe, build.root), reporter=reporter))
+        assert again
+        assert again.gates == first.gates
+        assert f"{side}.results.jsonl" in screen.getvalue()
+        screen.seek(0)
+        screen.truncate()
+        kept = (parity / f"{side}.results.jsonl").read_bytes()
+        assert [json.loads(line) | {"ms": 0} for line in kept.splitlines()[:-1]] == [
+            json.loads(line) | {"ms": 0} for line in rows[side].splitlines()[:-1]
+        ]
+
+
 def test_a_shard_gives_the_folder_free_for_the_others(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: Any) -> None:
         lock(build.root).close()
@@ -121,8 +183,9 @@ def test_ray_options_reach_ray(build: Build, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(parity.run, "_keep_worst", lambda *_: None)
     monkeypatch.setattr(parity.run.Run, "judge", lambda *_: None)
     run(build, division=Division(workers=3, shards=6, address="auto", cpus=2, gpus=0.5))
-    work, samples, folder, _, *rest = given
-    assert (len(samples), folder, rest) == (IMAGES, build.root / "parity", [3, 6, "auto", 2, 0.5])
+    work, samples, folder, _, workers, expected, *rest = given
+    assert (len(samples), folder, workers, rest) == (IMAGES, build.root / "parity", 3, [6, "auto", 2, 0.5])
+    assert expected.candidate["runtime"]["fed"] == "rgb"
     assert work.args[-1] == 2  # threads of each side
 
 
