@@ -11,13 +11,7 @@ from pipeline.contract import ChannelOrder, Contract
 from pipeline.core.files import sha256_file
 from pipeline.core.provenance import digest
 from pipeline.export.convert import KEY_WEIGHTS
-from pipeline.export.verify import gguf_matrices, gguf_string
-
-# enum ggml_type in ggml.h, of what an export may hold
-_TYPE_NAMES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0",
-    10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 30: "BF16",
-}  # fmt: skip
+from pipeline.export.verify import TENSOR_TYPES, read_gguf
 
 
 @contextmanager
@@ -56,11 +50,11 @@ def tensor_types(path: Path) -> str:
     """The types of a half's matrices, as they are and not as a key states them: ``Q8_0``, ``Q5_0+Q8_0``."""
     # The patch and position tables of the vision half stay as they are in every export (pipeline/export/check.py).
     kept = ("v.patch_embd", "v.position_embd")
-    kinds = {kind for name, kind in gguf_matrices(path).items() if not name.startswith(kept)}
-    return "+".join(sorted(_TYPE_NAMES.get(kind, f"type {kind}") for kind in kinds))
+    kinds = {kind for name, kind in read_gguf(path).matrices.items() if not name.startswith(kept)}
+    return "+".join(sorted(TENSOR_TYPES[kind][0] for kind in kinds))
 
 
 def _weights(model: Path, mmproj: Path) -> str | None:
     """The weights that a pair says it was made from; two halves of different weights give what equals neither."""
-    found = [gguf_string(path, KEY_WEIGHTS) for path in (model, mmproj)]
+    found = [read_gguf(path).text(KEY_WEIGHTS) for path in (model, mmproj)]
     return found[0] if found[0] == found[1] else digest(found)
