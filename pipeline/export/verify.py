@@ -423,7 +423,7 @@ def _not_of_type(gguf: Gguf, kind: str) -> str | None:
 
 def report(folder: Path, lines: list[str]) -> str:
     """What was checked, as text; the last line sums it up."""
-    return "\n".join([*lines, f"{folder} is whole: {len(lines)} checks passed"])
+    return "\n".join([*lines, f"{_shown(folder)} is whole: {len(lines)} checks passed"])
 
 
 def main() -> int:
