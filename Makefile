@@ -5,7 +5,7 @@ RECIPE ?= configs/tiny.yaml
 BIN := .venv/bin
 
 # What users give reaches the programs through the environment, so that no character in it means anything on the way.
-export PHOTOS RECIPE SET
+export PHOTOS RECIPE SET BUNDLE RUN KEY PUBLIC_KEY
 SET_OPTION = $(if $(SET),--set "$$SET")
 SETTINGS = $(if $(PHOTOS),--set "dataset.path='$$(printf %s "$$PHOTOS" | sed "s/'/''/g")'") $(SET_OPTION)
 
@@ -47,11 +47,11 @@ parity-ship: environment ## export and judge the pair that the sweep found (RECI
 
 .PHONY: verify
 verify: given-bundle $(if $(PUBLIC_KEY),environment) ## check a bundle, without any set-up (BUNDLE=runs/tiny/bundle; with its signature: PUBLIC_KEY=key.pub)
-	@$(if $(PUBLIC_KEY),$(BIN)/pipeline verify "$(BUNDLE)" --public-key "$(PUBLIC_KEY)",$(PYTHON) -m pipeline.export.verify "$(BUNDLE)")
+	@$(if $(PUBLIC_KEY),$(BIN)/pipeline verify "$$BUNDLE" --public-key "$$PUBLIC_KEY",$(PYTHON) -m pipeline.export.verify "$$BUNDLE")
 
 .PHONY: sign
-sign: given-bundle given-key environment ## check a bundle and sign it (BUNDLE=runs/tiny/bundle KEY=key.pem)
-	@$(BIN)/pipeline sign "$(BUNDLE)" --key "$(KEY)"
+sign: $(if $(RUN),,given-bundle) given-key environment ## sign a bundle, or a run's results and verdict (BUNDLE=runs/tiny/bundle or RUN=runs/tiny; KEY=key.pem)
+	@$(if $(RUN),$(BIN)/parity sign "$$RUN" --key "$$KEY",$(BIN)/pipeline sign "$$BUNDLE" --key "$$KEY")
 
 .PHONY: given-bundle
 given-bundle:

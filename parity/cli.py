@@ -249,6 +249,16 @@ def report(
     tell_github(saved.verdict)
 
 
+@app.command(help="Sign a run's results, ladder and verdict, as they are: writes parity.sig beside them.")
+def sign(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/tiny.", show_default=False)],
+    key: Annotated[Path, typer.Option(help="PEM file with an elliptic-curve private key.", show_default=False)],
+) -> None:
+    from parity.judge.evidence import sign_evidence
+
+    typer.echo(f"{sign_evidence(folder, key)}: signs the results, the ladder and the verdict")
+
+
 @app.command(help="Let a run through for release: judged again from its files, PASS under the contract's own limits.")
 def gate(
     folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/tiny.", show_default=False)],

@@ -34,7 +34,7 @@ def require_release(folder: Path, public_key: Path | None = None) -> list[str]:
         f"bundle: {len(checked)} checks passed, and its GGUFs are those that were judged",
     ]
     if public_key:
-        from parity.signing import verify_evidence
+        from parity.judge.evidence import verify_evidence
         from pipeline.export.signing import verify_signature
 
         lines += [verify_signature(bundle, public_key), verify_evidence(saved.folder, public_key)]

@@ -19,6 +19,7 @@ from parity.compare.ladder import Compared, NoiseFloor, read_ladder
 from parity.compare.runner import CANDIDATE, LADDER, REFERENCE, answer_all, keep_worst, measure_floor, walk
 from parity.compare.samples import Sample, load_samples, row_check
 from parity.engines import OpenSide, SideName
+from parity.engines.probe import files_made
 from parity.engines.sides import Sides
 from parity.judge.baseline import BASELINE, Baseline, write_baseline
 from parity.judge.goldens import letterbox_gate
@@ -84,7 +85,8 @@ class Run:
         if side == "hf":
             work = partial(_answer_hf, sides.merged, self.contract, sides.dataset_sha256, *rest)
         else:
-            pair = (sides.merged, sides.model, sides.mmproj, self.contract, sides.dataset_sha256, sides.fed_order)
+            pair = (sides.merged, sides.model, sides.mmproj, self.contract, sides.dataset_sha256, sides.fed_order,
+                    sides.made)  # fmt: skip
             work = partial(_answer_llamacpp, *pair, *rest)
         self._stage(side, self._depends(side), work, [FILES[side]])
         return path
@@ -192,8 +194,9 @@ class Run:
         """What does a shard's samples; it can be sent to another process."""
         sides = self.sides
         return partial(
-            _do_shard, sides.merged, sides.model, sides.mmproj, self.contract, self.compared(), sides.fed_order, threads
-        )
+            _do_shard, sides.merged, sides.model, sides.mmproj, self.contract, self.compared(), sides.fed_order,
+            sides.made, threads,
+        )  # fmt: skip
 
     def judge(self, baseline: Baseline | None = None, with_ladder: bool = True) -> Verdict:
         """Judge what is there, and write the verdict, the reports and the bill of materials."""
@@ -242,7 +245,8 @@ def open_run(build: Build, fed_order: ChannelOrder | None = None) -> Iterator[Ru
     recipe = build.recipe
     samples, dataset_sha256 = load_samples(build.dataset_folder, recipe.contract)
     pair = (build.bundle_folder / text_name(recipe), build.bundle_folder / mmproj_name(recipe))
-    with Sides(build.merged_folder, *pair, recipe.contract, dataset_sha256, fed_order) as sides:
+    made = files_made(build.root / "stages" / "export.json")
+    with Sides(build.merged_folder, *pair, recipe.contract, dataset_sha256, fed_order, made=made) as sides:
         yield Run(build, samples, sides)
 
 
@@ -262,13 +266,15 @@ def _answer_llamacpp(
     contract: Contract,
     dataset_sha256: str,
     fed_order: ChannelOrder | None,
+    made: frozenset[str],
     samples: Sequence[Sample],
     path: Path,
     reporter: Reporter,
 ) -> str:
     from parity.engines.pair import open_llamacpp
 
-    with open_llamacpp(merged, model, mmproj, contract, dataset_sha256, fed_order, tapped=False) as opened:
+    pair = (merged, model, mmproj, contract, dataset_sha256, fed_order)
+    with open_llamacpp(*pair, tapped=False, made=made) as opened:
         answer_all(opened, samples, contract, path, reporter)
     return _score(path)
 
@@ -309,13 +315,14 @@ def _do_shard(
     contract: Contract,
     about: Compared,
     fed_order: ChannelOrder | None,
+    made: frozenset[str],
     threads: int | None,
     samples: Sequence[Sample],
     folder: Path,
 ) -> None:
     """A shard's work from what can be sent to another process."""
     quiet = Reporter(Console(stderr=True), quiet=True)
-    with Sides(merged, model, mmproj, contract, about.dataset_sha256, fed_order, threads) as sides:
+    with Sides(merged, model, mmproj, contract, about.dataset_sha256, fed_order, threads, made) as sides:
         walk(sides.reference(), sides.candidate(), samples, contract, about, folder, quiet)
 
 

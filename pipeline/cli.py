@@ -116,7 +116,7 @@ def verify(
     bundle: Bundle,
     public_key: Annotated[Path | None, typer.Option(help="PEM file; the bundle must be signed by its owner.")] = None,
 ) -> None:
-    from pipeline.export.verify import report, verify_bundle
+    from pipeline.export.verify import SIGNATURE, report, verify_bundle
 
     lines = verify_bundle(bundle)
     if public_key:
@@ -124,6 +124,8 @@ def verify(
 
         lines.append(verify_signature(bundle, public_key))
     typer.echo(report(bundle, lines))
+    if not public_key and (bundle / SIGNATURE).exists():
+        typer.echo(f"{SIGNATURE} was not checked: --public-key does that", err=True)
 
 
 @app.command(help="Check a bundle and sign it: writes model.sig into it.")

@@ -11,28 +11,51 @@ from pipeline.core.files import sha256_file, write_json
 from pipeline.core.toolchain import load_gguf
 from pipeline.export.bundle import CONTRACT, MANIFEST
 from pipeline.export.convert import KEY_CONTRACT
-from pipeline.recipe import Recipe
+from pipeline.recipe import ExportSettings, Recipe
 
 TEXT, MMPROJ = "Tiny-Q8_0.gguf", "mmproj-Tiny-Q8_0.gguf"
 
 
-def write_gguf(path: Path, keys: dict[str, Any]) -> None:
-    """A GGUF with a value of every type, then ``keys``, and one tensor."""
+def write_gguf(path: Path, keys: dict[str, Any], tensors: dict[str, Any] | None = None) -> None:
+    """The half that the file's name says, in Q8_0: a key with a value of every type, then ``keys`` (None leaves one of
+    its own out), and two or three small tensors; ``tensors`` (float32, or (type, float32)) take the place of its own.
+    """
     gguf: Any = load_gguf()
-    kinds = gguf.GGUFValueType
-    writer = gguf.GGUFWriter(path, arch="llama")
+    kinds, q8_0 = gguf.GGUFValueType, gguf.GGMLQuantizationType.Q8_0
+    vision = path.name.startswith("mmproj-")
+    generator = np.random.default_rng(0)
+
+    def noise(*shape: int) -> Any:
+        return generator.normal(size=shape).astype(np.float32)
+
+    own: dict[str, Any] = {"general.file_type": 7}
+    if vision:
+        own |= {"clip.has_vision_encoder": True, "clip.vision.block_count": 1}
+        made = {
+            "v.patch_embd.weight": noise(4, 3, 2, 2),
+            "v.blk.0.ln1.weight": noise(9),
+            "mm.model.fc.weight": (q8_0, noise(4, 64)),
+        }
+    else:
+        own |= {"llama.block_count": 1}
+        made = {"token_embd.weight": (q8_0, noise(3, 64)), "blk.0.attn_norm.weight": noise(1000)}
+    writer = gguf.GGUFWriter(path, arch=keys.get("general.architecture", "clip" if vision else "llama"))
     for kind in kinds:
         if kind in (kinds.STRING, kinds.ARRAY):
             continue
         value: Any = {kinds.BOOL: True, kinds.FLOAT32: 0.5, kinds.FLOAT64: 0.25}.get(kind, 7)
         writer.add_key_value(f"one.{kind.name}", value, kind)
         writer.add_key_value(f"many.{kind.name}", [value] * 3, kinds.ARRAY, sub_type=kind)
-    writer.add_array("tokenizer.ggml.tokens", ["a", "ä", "parity.contract_sha256"])
+    if not vision:
+        writer.add_array("tokenizer.ggml.tokens", ["a", "ä", "parity.contract_sha256"])
     writer.add_array("none", [])
-    for key, value in keys.items():
-        writer.add_key_value(key, value, kinds.get_type(value))
+    for key, value in (own | keys).items():
+        if key != "general.architecture" and value is not None:
+            writer.add_key_value(key, value, kinds.get_type(value))
     writer.add_string("general.name", "Tiny")
-    writer.add_tensor("w", np.arange(1000, dtype=np.float32))
+    for name, tensor in (made if tensors is None else tensors).items():
+        kind, values = tensor if isinstance(tensor, tuple) else (gguf.GGMLQuantizationType.F32, tensor)
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -41,7 +64,7 @@ def write_gguf(path: Path, keys: dict[str, Any]) -> None:
 
 def write_manifest(folder: Path, **values: Any) -> None:
     """List what is in ``folder`` as the export does; ``values`` take the place of its own."""
-    recipe = Recipe(name="tiny")
+    recipe = Recipe(name="tiny", export=ExportSettings(name="Tiny"))
     manifest = {
         "schema_version": 1,
         "recipe": recipe.model_dump(mode="json"),

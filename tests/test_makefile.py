@@ -53,3 +53,19 @@ def test_settings_and_photos_reach_every_job(told: Path, job: str, photos: str) 
 
 def test_without_either_there_are_no_options(told: Path) -> None:
     assert make(told, "parity") == ["run", "configs/tiny.yaml"]
+
+
+ODD = 'it\'s "my" $HOME `id`'
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("sign", "BUNDLE", "KEY"), ["sign", ODD, "--key", ODD]),
+        (("sign", "RUN", "KEY"), ["sign", ODD, "--key", ODD]),
+        (("verify", "BUNDLE", "PUBLIC_KEY"), ["verify", ODD, "--public-key", ODD]),
+    ],
+)
+def test_bundles_and_keys_arrive_as_they_are_given(told: Path, words: tuple[str, ...], expected: list[str]) -> None:
+    job, *names = words
+    assert make(told, job, *(f"{name}={ODD.replace('$', '$$')}" for name in names)) == expected

@@ -287,7 +287,10 @@ def _layout(parts: list[list[int] | int]) -> tuple[list[int], list[tuple[int, in
 
 
 def _normalization(mmproj: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, standard deviation) of each channel, as libmtmd reads them from the file."""
+    """(mean, standard deviation) of each channel, as libmtmd reads them from the file. Raises UserError."""
     fields = load_gguf().GGUFReader(mmproj).fields
-    mean, std = (fields[f"clip.vision.image_{name}"].contents() for name in ("mean", "std"))
-    return tuple(mean), tuple(std)
+    found = [fields.get(f"clip.vision.image_{name}") for name in ("mean", "std")]
+    if None in found:
+        raise UserError(f"{mmproj} has no clip.vision.image_mean or image_std: export it again")
+    mean, std = (tuple(field.contents()) for field in found)
+    return mean, std

@@ -1,23 +1,20 @@
 """The candidate's side: a GGUF pair under llama.cpp, and what its files say of themselves."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from parity.engines import OpenSide
 from parity.engines.header import encoder_of, header_of
 from parity.engines.llamacpp import LlamaCppPredictor
+from parity.engines.probe import probe_pair
 from pipeline.contract import ChannelOrder, Contract
+from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
 from pipeline.core.provenance import digest
 from pipeline.export.convert import KEY_WEIGHTS
-from pipeline.export.verify import gguf_matrices, gguf_string
-
-# enum ggml_type in ggml.h, of what an export may hold
-_TYPE_NAMES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0",
-    10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 30: "BF16",
-}  # fmt: skip
+from pipeline.export.verify import TENSOR_TYPES, read_gguf
 
 
 @contextmanager
@@ -31,19 +28,25 @@ def open_llamacpp(
     tapped: bool = True,
     sequences: int | None = None,
     threads: int | None = None,
+    made: Collection[str] | None = (),
 ) -> Iterator[OpenSide]:
     """llama.cpp's side of a GGUF pair; ``merged`` gives the tokenizer that the answers' ids are taken from.
 
     ``fed_order`` overrides the contract's channel order in what is handed to the model, and only there. ``threads``
-    takes the place of the contract's, for a machine that is shared out; the answers do not depend on it.
+    takes the place of the contract's, for a machine that is shared out; the answers do not depend on it. ``made``:
+    SHA-256 of files that this run made; a pair that is not of them is first tried in a process of its own, where
+    llama.cpp may die of it (None: this process is one already). Raises UserError, then and when the pair is opened.
     """
+    hashes = {"model": _sha256(model), "mmproj": _sha256(mmproj)}
     order = fed_order or contract.image.channel_order
     fed = contract.model_copy(update={"image": contract.image.model_copy(update={"channel_order": order})})
     encoder = encoder_of(merged, fed)
+    if made is not None and not {*hashes.values()} <= {*made}:
+        probe_pair(model, mmproj, encoder, threads=threads, sequences=sequences, tapped=tapped)
     with LlamaCppPredictor(model, mmproj, encoder, threads=threads, sequences=sequences, tapped=tapped) as predictor:
         header = header_of(
             "llamacpp", "llama.cpp", open_llamacpp, contract, dataset_sha256, predictor,
-            model={"model": sha256_file(model), "mmproj": sha256_file(mmproj)},
+            model=hashes,
             weights_sha256=_weights(model, mmproj),
             runtime=contract.runtime.model_dump(mode="json")
             | {"n_threads": predictor.n_threads, "fed": order}
@@ -56,11 +59,21 @@ def tensor_types(path: Path) -> str:
     """The types of a half's matrices, as they are and not as a key states them: ``Q8_0``, ``Q5_0+Q8_0``."""
     # The patch and position tables of the vision half stay as they are in every export (pipeline/export/check.py).
     kept = ("v.patch_embd", "v.position_embd")
-    kinds = {kind for name, kind in gguf_matrices(path).items() if not name.startswith(kept)}
-    return "+".join(sorted(_TYPE_NAMES.get(kind, f"type {kind}") for kind in kinds))
+    kinds = {kind for name, kind in read_gguf(path).matrices.items() if not name.startswith(kept)}
+    return "+".join(sorted(TENSOR_TYPES[kind][0] for kind in kinds))
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():  # a FIFO would be read for ever
+        raise UserError(f"{path} is not a file: give a GGUF pair, as `pipeline export` writes it")
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _weights(model: Path, mmproj: Path) -> str | None:
     """The weights that a pair says it was made from; two halves of different weights give what equals neither."""
-    found = [gguf_string(path, KEY_WEIGHTS) for path in (model, mmproj)]
-    return found[0] if found[0] == found[1] else digest(found)
+    found = [read_gguf(path).text(KEY_WEIGHTS) for path in (model, mmproj)]
+    known = found[0] == found[1] and (found[0] is None or re.fullmatch(r"[0-9a-f]{64}", found[0]))
+    return found[0] if known else digest(found)

@@ -22,6 +22,8 @@ class Sides:
     """Overrides the contract's channel order in what llama.cpp is handed, and only there."""
     threads: int | None = None
     """Of each side; by default llama.cpp has the contract's and torch its own choice."""
+    made: frozenset[str] = frozenset()
+    """SHA-256 of files that this run made; a pair that is not of them is tried in a process of its own first."""
     _opened: dict[SideName, OpenSide] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
 
@@ -41,7 +43,7 @@ class Sides:
             self._opened["llamacpp"] = self._stack.enter_context(
                 open_llamacpp(
                     self.merged, self.model, self.mmproj, self.contract, self.dataset_sha256, self.fed_order,
-                    threads=self.threads,
+                    threads=self.threads, made=self.made,
                 )
             )  # fmt: skip
         return self._opened["llamacpp"]

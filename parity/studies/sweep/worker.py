@@ -87,7 +87,7 @@ def run_pair(job: PairJob) -> None:
     # One image at a time, as the phone does: several together would be quicker and need more memory, which F32 and F16
     # are not allowed (their bits would change), so that the types could not be compared.
     opened = open_llamacpp(
-        job.merged, job.model, job.mmproj, job.contract, job.about.dataset_sha256, sequences=1
+        job.merged, job.model, job.mmproj, job.contract, job.about.dataset_sha256, sequences=1, made=None
     )  # fmt: skip
     with opened as candidate:
         loading = memory("VmHWM")

@@ -1,10 +1,14 @@
 """A signature covers the whole bundle, and turns red for every other key, file and signature."""
 
 import base64
+import errno
 import json
+import os
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from pipeline.core.errors import CheckFailed, UserError
 from pipeline.core.files import sha256_file
+from pipeline.export import signing
 from pipeline.export.signing import sign_bundle, verify_signature
 from pipeline.export.verify import verify_bundle
 
@@ -222,6 +227,53 @@ def test_a_damaged_bundle_is_not_signed(signed: Path, keys: tuple[Path, Path]) -
     assert (signed / "model.sig").read_bytes() == before
 
 
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A bundle where nothing can be written, whoever tries."""
+    place = tmp_path / "read-only"
+    place.mkdir()
+    write_fake_bundle(place / "bundle")
+    mounts = (["--bind", place, place], ["-o", "remount,bind,ro", place])
+    if any(subprocess.run(["mount", *words], capture_output=True, check=False).returncode for words in mounts):
+        pytest.skip("this user may not mount a file system, and file modes do not stop root")
+    yield place / "bundle"
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_read_only_bundle_is_not_signed_and_said_so(read_only: Path, keys: tuple[Path, Path]) -> None:
+    result = run("sign", read_only, "--key", keys[0])
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"error: {read_only / 'model.sig'} cannot be written: Read-only file system; sign a copy of {read_only} in a"
+        " place that can be written\n"
+    )
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_signature_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    folder = write_fake_bundle(tmp_path / "bundle")
+    monkeypatch.setattr(signing, "write_bytes", refuse)
+    with pytest.raises(UserError, match=rf"bundle/model\.sig cannot be written: {os.strerror(number)}; sign a copy"):
+        sign_bundle(folder, keys[0])
+
+
+def test_signing_needs_no_place_for_temporary_files(
+    tmp_path: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    folder = write_fake_bundle(tmp_path / "bundle")
+    sign_bundle(folder, keys[0])
+    verify_signature(folder, keys[1])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [TEXT, MMPROJ, "contract.json", "manifest.json", "model.sig"]
+    )
+
+
 # ---- keys that are none ----------------------------------------------------------------------------------------------
 
 
@@ -269,11 +321,13 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_sign_and_verify(tmp_path: Path, keys: tuple[Path, Path]) -> None:
     folder = write_fake_bundle(tmp_path / "bundle")
+    assert run("verify", folder).stderr == ""
     unsigned = run("verify", folder, "--public-key", keys[1])
     assert unsigned.returncode == 1
     assert unsigned.stderr.startswith(f"failed: {folder / 'model.sig'} is missing")
-    signing = run("sign", folder, "--key", keys[0])
-    assert (signing.returncode, signing.stderr) == (0, "")
+    signed = run("sign", folder, "--key", keys[0])
+    assert (signed.returncode, signed.stderr) == (0, "")
+    assert run("verify", folder).stderr == "model.sig was not checked: --public-key does that\n"
     verified = run("verify", folder, "--public-key", keys[1])
     assert verified.returncode == 0
     assert f"model.sig: all files are signed by the owner of {keys[1]}" in verified.stdout
