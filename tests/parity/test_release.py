@@ -1,0 +1,137 @@
+"""The gate for release: nothing but a PASS for these files, under the contract's own limits, gets through."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import MMPROJ, TEXT, write_fake_bundle
+from sides import FIVE, change_header, ladder_of, pair, results, right, spoil, write_ladder, write_results
+
+from parity.compare.ladder import read_ladder
+from parity.judge.evidence import sign_evidence
+from parity.judge.goldens import letterbox_gate
+from parity.judge.judge import judge, write_verdict
+from parity.release import require_release
+from parity.results import Results, read_results
+from pipeline.contract import Gate
+from pipeline.core.errors import CheckFailed, NotReleased, UserError
+from pipeline.core.files import sha256_file
+from pipeline.export.signing import sign_bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_run(folder: Path, sides: tuple[Results, Results], gate: Gate | None = None, ladder: bool = True) -> Path:
+    """A run's folder, all of it made as a run makes it."""
+    bundle = write_fake_bundle(folder / "bundle")
+    model = {"model": sha256_file(bundle / TEXT), "mmproj": sha256_file(bundle / MMPROJ)}
+    ours, theirs = sides[0], change_header(sides[1], model=model)
+    parity = folder / "parity"
+    parity.mkdir()
+    for side in (ours, theirs):
+        write_results(side, parity / f"{side.header.side}.results.jsonl")
+    if ladder:
+        write_ladder(ladder_of(ours, theirs), parity / "ladder.jsonl")
+    read = [read_results(parity / f"{side.header.side}.results.jsonl") for side in (ours, theirs)]
+    walked = read_ladder(parity / "ladder.jsonl") if ladder else None
+    write_verdict(judge(*read, FIVE, [letterbox_gate()], walked, gate), parity / "verdict.json")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", pair())
+
+
+def test_a_pass_gets_through(run: Path) -> None:
+    lines = require_release(run)
+    assert lines[0] == "verdict: PASS on 200 unnamed images, judged again from the files beside it"
+    assert lines[-1] == f"{run} may be released"
+
+
+@pytest.mark.parametrize(
+    ("sides", "code", "said"),
+    [
+        (
+            lambda: (results(right(200)), results(spoil(right(200), 60), "llamacpp")),
+            1,
+            "the verdict is FAIL: the sides",
+        ),
+        (lambda: pair(50), 3, "the verdict is INCONCLUSIVE: 50 images are too few"),
+        (lambda: (pair()[0], change_header(pair()[1], weights_sha256=None)), 4, "the verdict is REFUSED: these two"),
+    ],
+)
+def test_nothing_but_a_pass_does(tmp_path: Path, sides: Callable[[], Any], code: int, said: str) -> None:
+    with pytest.raises(NotReleased, match=said) as caught:
+        require_release(write_run(tmp_path / "run", sides()))
+    assert caught.value.code == code
+
+
+def test_a_pass_under_other_limits_does_not(tmp_path: Path) -> None:
+    worse = results(right(200)), results(spoil(right(200), 20), "llamacpp")
+    wide = write_run(tmp_path / "wide", worse, Gate(margin_points=30, class_margin_points=90))
+    with pytest.raises(NotReleased, match=r"judged with gate\.margin_points 30, and the contract says 3") as caught:
+        require_release(wide)
+    assert caught.value.code == 4
+    strict = write_run(tmp_path / "strict", pair(), Gate(margin_points=2.9))
+    with pytest.raises(NotReleased, match=r"margin_points 2\.9"):
+        require_release(strict)
+
+
+def test_a_pass_without_a_ladder_does_not(tmp_path: Path) -> None:
+    with pytest.raises(NotReleased, match="without a ladder"):
+        require_release(write_run(tmp_path / "run", pair(), ladder=False))
+
+
+def test_a_changed_bundle_or_none_does_not(run: Path) -> None:
+    bundle = run / "bundle"
+    kept = (bundle / TEXT).read_bytes()
+    (bundle / TEXT).write_bytes(kept + b"x")
+    with pytest.raises(UserError, match="is stale"):
+        require_release(run)
+    (bundle / TEXT).write_bytes(kept)
+    contract = (bundle / "contract.json").read_text()
+    (bundle / "contract.json").write_text(contract + "\n")
+    with pytest.raises(CheckFailed, match=r"contract\.json is not the file that was exported"):
+        require_release(run)
+    shutil.rmtree(bundle)
+    with pytest.raises(UserError, match="bundle is not a folder"):
+        require_release(run)
+
+
+def test_signatures_where_a_key_is_given(run: Path, tmp_path: Path) -> None:
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    openssl = ["openssl", "ec", "-in", private, "-pubout", "-out", public]
+    make = ["openssl", "ecparam", "-genkey", "-noout", "-name", "prime256v1", "-out", private]
+    for command in (make, openssl):
+        subprocess.run(command, check=True, capture_output=True)
+    with pytest.raises(CheckFailed, match=r"model\.sig is missing"):
+        require_release(run, public)
+    sign_bundle(run / "bundle", private)
+    with pytest.raises(CheckFailed, match=r"parity\.sig is missing"):
+        require_release(run, public)
+    sign_evidence(run, private)
+    assert len(require_release(run, public)) == 5
+    page = (run / "parity" / "verdict.json").read_bytes()
+    (run / "parity" / "verdict.json").write_bytes(page + b"\n")
+    with pytest.raises(CheckFailed, match=r"verdict\.json"):
+        require_release(run, public)
+
+
+def test_the_commands(run: Path, tmp_path: Path) -> None:
+    def parity(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "parity.cli", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+    released = parity("gate", run)
+    assert (released.returncode, released.stderr) == (0, "")
+    assert released.stdout.endswith("may be released\n")
+    few = parity("gate", write_run(tmp_path / "few", pair(50)))
+    assert (few.returncode, few.stdout) == (3, "")
+    assert few.stderr.startswith("not released: the verdict is INCONCLUSIVE")
+    none = parity("gate", tmp_path / "none")
+    assert none.returncode == 2
