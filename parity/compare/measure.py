@@ -41,6 +41,19 @@ def measure(reference: tuple[Row, Taps], candidate: tuple[Row, Taps], decoded_eq
     )
 
 
+def follow(line: Measured, ours: Row, theirs: Row) -> Measured:
+    """A comparison with what follows from the sides' rows alone taken from these."""
+    kl = _labels_kl(ours, theirs)
+    about = {
+        "image_id": ours.image_id,
+        "pixels_equal": ours.rgb_sha256 == theirs.rgb_sha256,
+        "logits_kl_labels": kl if kl == kl else None,
+        "generated_equal": ours.generated_token_ids == theirs.generated_token_ids,
+        "label_equal": ours.label == theirs.label,
+    }
+    return line.model_copy(update=about)
+
+
 def tile_bytes(taps: Taps) -> npt.NDArray[np.uint8]:
     """The pictures as bytes again, [tiles, 3, tile, tile]: each side's normalization undone with its own numbers."""
     mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (taps.mean, taps.std))

@@ -234,14 +234,14 @@ def _ladder(case: Case) -> Finding | None:
 
 
 def _contradictions(case: Case, ladder: Ladder) -> Iterator[str]:
-    (ours, theirs), header = case.headers, ladder.header
+    ours, header = case.reference.header, ladder.header
     if header.contract_sha256 != ours.contract_sha256:
         yield f"it is of contract {short(header.contract_sha256)}, they of {short(ours.contract_sha256)}"
     if header.dataset_sha256 != ours.dataset_sha256:
         yield f"it is of dataset {short(header.dataset_sha256)}, they of {short(ours.dataset_sha256)}"
-    cache = [theirs.runtime.get(key) for key in ("type_k", "type_v")]
-    if None not in cache and header.kv_type != "/".join(map(str, cache)):
-        yield f"it is of a KV cache of {header.kv_type}, {theirs.side} ran with {cache[0]}/{cache[1]}"
+    cache = f"{case.contract.runtime.type_k}/{case.contract.runtime.type_v}"
+    if header.kv_type != cache:
+        yield f"it is of a KV cache of {header.kv_type}, and the contract has {cache}"
     for name, widest in WIDEST_FLOOR.items():
         median = getattr(header.floor, name).median
         if median > widest:

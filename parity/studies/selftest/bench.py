@@ -5,9 +5,9 @@ samples, and hands over what a real run would have: both sides' results and the 
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parity.compare.ladder import Ladder
-from parity.compare.measure import measure
+from parity.compare.measure import follow, measure
 from parity.compare.runner import make_row
 from parity.compare.samples import Sample, spread
 from parity.judge.baseline import Baseline
@@ -64,6 +64,20 @@ class Evidence:
     contract: Contract
     checks: tuple[GateResult, ...] = ()
     baseline: Baseline | None = None
+
+    def with_candidate(self, rows: Mapping[str, Row]) -> "Evidence":
+        """The candidate gave these rows, and the ladder was walked with them: images that have none are left out."""
+        kept = {key: row for key, row in self.reference.rows.items() if key in rows}
+        ladder = self.ladder
+        if ladder:
+            lines = {key: follow(ladder.rows[key], row, rows[key]) for key, row in kept.items()}
+            ladder = Ladder(ladder.header, lines)
+        return replace(
+            self,
+            reference=Results(self.reference.header, kept),
+            candidate=Results(self.candidate.header, dict(rows)),
+            ladder=ladder,
+        )
 
     def judged(self) -> Verdict:
         """The verdict on it."""

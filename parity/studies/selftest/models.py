@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parity.judge.baseline import make_baseline
-from parity.results import Results, Row
+from parity.results import Row
 from parity.studies.selftest.bench import Bench, Evidence
 from parity.studies.selftest.forge import Draft
 from pipeline.core.errors import UserError
@@ -107,21 +107,16 @@ def lost_end(bench: Bench) -> Evidence:
 # --- what becomes of the answers -------------------------------------------------------------------------------------
 
 
-def _with_rows(bench: Bench, rows: dict[str, Row]) -> Evidence:
-    return replace(bench.saved, candidate=Results(bench.saved.candidate.header, rows))
-
-
 def labels_by_number(bench: Bench) -> Evidence:
     """The app looks the answer's number up in a list of labels that begins elsewhere."""
     labels = bench.contract.labels
     following = dict(zip(labels, labels[1:] + labels[:1], strict=True))
     rows = bench.saved.candidate.rows
-    return _with_rows(
-        bench,
+    return bench.saved.with_candidate(
         {
             key: row.model_copy(update={"label": following[row.label] if row.label else None})
             for key, row in rows.items()
-        },
+        }
     )
 
 
@@ -137,10 +132,9 @@ def _second_best(bench: Bench, row: Row) -> Row:
 
 
 def _without(bench: Bench, label: str, evidence: Evidence) -> Evidence:
-    rows = {
-        key: _second_best(bench, row) if row.label == label else row for key, row in evidence.candidate.rows.items()
-    }
-    return replace(evidence, candidate=Results(evidence.candidate.header, rows))
+    return evidence.with_candidate(
+        {key: _second_best(bench, row) if row.label == label else row for key, row in evidence.candidate.rows.items()}
+    )
 
 
 def silent_label(bench: Bench) -> Evidence:
@@ -157,11 +151,8 @@ def silent_rare_label(bench: Bench) -> Evidence:
     # As many as keep lost / (others + lost) within the margin.
     margin = Fraction(str(bench.contract.gate.margin_points)) / 100
     chosen = {*others, *right[: int(margin * len(others))]}
-    kept = [
-        Results(results.header, {key: row for key, row in results.rows.items() if key in chosen})
-        for results in (saved.reference, saved.candidate)
-    ]
-    return _without(bench, label, replace(saved, reference=kept[0], candidate=kept[1]))
+    kept = {key: row for key, row in saved.candidate.rows.items() if key in chosen}
+    return _without(bench, label, saved.with_candidate(kept))
 
 
 def worse_than_before(bench: Bench) -> Evidence:
@@ -172,4 +163,4 @@ def worse_than_before(bench: Bench) -> Evidence:
     margin = Fraction(str(bench.contract.gate.margin_points)) / 100
     lost = right[:: max(1, len(right) // int(margin * len(saved.candidate.rows)) + 1)]
     rows = saved.candidate.rows | {key: _second_best(bench, saved.candidate.rows[key]) for key in lost}
-    return replace(_with_rows(bench, rows), baseline=baseline)
+    return replace(saved.with_candidate(rows), baseline=baseline)

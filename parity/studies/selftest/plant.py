@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parity.compare.ladder import Ladder, Measured, read_ladder
+from parity.compare.measure import follow
 from parity.compare.runner import LADDER
 from parity.compare.samples import spread
 from parity.judge.goldens import letterbox_gate
@@ -116,10 +117,12 @@ def resampled(evidence: Evidence, generator: random.Random) -> Evidence:
         new = sha256_bytes(f"{key} {number}".encode())
         for rows, drawn in ((evidence.reference.rows, ours), (evidence.candidate.rows, theirs)):
             # The hash of what was fed is the key, or was not before either.
-            fed = new if rows[key].rgb_sha256 == key else rows[key].rgb_sha256
-            drawn[new] = rows[key].model_copy(update={"key": new, "rgb_sha256": fed})
-        if key in evidence.ladder.rows:
-            rungs[new] = evidence.ladder.rows[key].model_copy(update={"key": new})
+            row = rows[key]
+            fed = new if row.rgb_sha256 == key else sha256_bytes(f"{row.rgb_sha256} {number}".encode())
+            about = {"key": new, "rgb_sha256": fed, "image_id": f"{row.image_id} {number}"}
+            drawn[new] = row.model_copy(update=about)
+        line = evidence.ladder.rows[key].model_copy(update={"key": new})
+        rungs[new] = follow(line, ours[new], theirs[new])
     return replace(
         evidence,
         reference=Results(evidence.reference.header, ours),

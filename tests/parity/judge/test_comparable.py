@@ -11,7 +11,6 @@ from sides import (
     change_header,
     change_ladder,
     change_rows,
-    kl_of,
     ladder_of,
     pair,
     results,
@@ -24,8 +23,6 @@ from parity.judge.judge import judge
 from parity.judge.verdict import Verdict
 from parity.results import Results
 from pipeline.core.files import sha256_bytes
-
-Sides = tuple[Results, Results]
 
 
 def refused(verdict: Verdict, *facts: str) -> None:
@@ -137,8 +134,8 @@ def test_probabilities_that_sum_to_more_than_one() -> None:
 # ---- the ladder ------------------------------------------------------------------------------------------------------
 
 
-def judged(change: Callable[[Ladder], Ladder], sides: Sides | None = None) -> Verdict:
-    ours, theirs = sides or pair()
+def judged(change: Callable[[Ladder], Ladder]) -> Verdict:
+    ours, theirs = pair()
     return judge(ours, theirs, FIVE, (), change(ladder_of(ours, theirs)))
 
 
@@ -150,11 +147,7 @@ def test_a_ladder_of_something_else() -> None:
     other = sha256_bytes(b"other")
     refused(judged(header(contract_sha256=other)), "the ladder contradicts the results: it is of contract")
     refused(judged(header(dataset_sha256=other)), "it is of dataset")
-    ours, theirs = pair()
-    runtime = theirs.header.runtime | {"type_k": "q4_0", "type_v": "q4_0"}
-    theirs = change_header(theirs, runtime=runtime)
-    assert judged(lambda ladder: ladder, (ours, theirs)).status == "PASS"
-    refused(judged(header(kv_type="f16/f16"), (ours, theirs)), "it is of a KV cache of f16/f16, llamacpp ran with q4_0")
+    refused(judged(header(kv_type="f16/f16")), "it is of a KV cache of f16/f16, and the contract has q4_0/q4_0")
 
 
 @pytest.mark.parametrize("kept", [0, 1, 199])
@@ -207,5 +200,4 @@ def test_rows_that_were_changed_under_a_ladder() -> None:
         changed = change_rows(theirs, lambda _, change=change: change, 1)  # type: ignore[misc]
         refused(judge(ours, changed, FIVE, (), ladder), said)
     near = change_rows(theirs, lambda row: {"label_logprobs": {k: v - 1e-6 for k, v in row.label_logprobs.items()}}, 1)  # type: ignore[operator]
-    assert kl_of(next(iter(ours.rows.values())), next(iter(near.rows.values()))) is not None
     assert judge(ours, near, FIVE, (), ladder).status == "PASS", "an image that was run again"

@@ -66,7 +66,7 @@ def bench(tiny: Path, phone_pair: Pair, tmp_path_factory: pytest.TempPathFactory
         )
         for side in ("hf", "llamacpp")
     ]
-    saved = Evidence(sides[0], sides[1], read_ladder(folder / LADDER), contract)
+    saved = Evidence(sides[0], sides[1], read_ladder(folder / LADDER), contract).with_candidate(sides[1].rows)
     scratch = tmp_path_factory.mktemp("scratch")
     return Bench(contract, tiny, tiny, phone_pair.text, phone_pair.mmproj, saved, samples, scratch)
 
