@@ -33,7 +33,9 @@ class Chunks:
         mtmd_cpp.mtmd_bitmap_free(bitmap)
         if code != 0:
             mtmd_cpp.mtmd_input_chunks_free(self._chunks)
-            raise UserError(f"libmtmd cannot tokenize the contract's prompt (code {code}): is the marker in it?")
+            # mtmd.h: 1, markers and pictures are not of one number; 2, the picture cannot be prepared.
+            why = "is the marker in it?" if code == 1 else "the vision half's sizes do not suit the picture"
+            raise UserError(f"libmtmd cannot tokenize the contract's prompt and a picture (code {code}): {why}")
 
     def __enter__(self) -> "Chunks":
         return self

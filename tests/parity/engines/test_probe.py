@@ -16,7 +16,9 @@ from parity.engines.probe import files_made, probe_pair
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
+from pipeline.core.provenance import digest
 from pipeline.core.toolchain import load_gguf
+from pipeline.export.convert import KEY_WEIGHTS
 from pipeline.models.smolvlm.encoding import Encoder
 
 CONTRACT = Contract(labels=("fire", "light rain"), max_new_tokens=3)
@@ -97,6 +99,21 @@ def test_what_llama_cpp_itself_refuses_is_said_as_ever(phone_pair: Pair, encoder
 def test_a_pair_that_takes_too_long_is_ended(phone_pair: Pair, encoder: Encoder, tmp_path: Path) -> None:
     pair = altered(phone_pair, "mmproj", "clip.vision.image_size", 8192, tmp_path)
     assert "one picture takes it more than 5 s" in refused(pair, encoder, seconds=5)
+
+
+def test_a_picture_that_the_vision_half_cannot_take_is_said(phone_pair: Pair, encoder: Encoder, tmp_path: Path) -> None:
+    pair = altered(phone_pair, "mmproj", "clip.vision.preproc_image_size", 2**31 - 1, tmp_path)
+    message = refused(pair, encoder)
+    assert message.startswith(f"llama.cpp cannot run {pair.text} with {pair.mmproj}: libmtmd cannot tokenize")
+    assert "the vision half's sizes do not suit the picture" in message
+
+
+def test_junk_in_place_of_a_digest_is_no_traceback(tiny: Path, phone_pair: Pair, tmp_path: Path) -> None:
+    text, mmproj = (
+        rewrite(half, tmp_path / half.name, {KEY_WEIGHTS: "junk"}) for half in (phone_pair.text, phone_pair.mmproj)
+    )
+    with open_llamacpp(tiny, text, mmproj, CONTRACT, DATASET) as side:
+        assert side.header.weights_sha256 == digest(["junk", "junk"])
 
 
 def test_only_a_pair_that_the_run_did_not_make_is_tried(
