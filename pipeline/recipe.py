@@ -170,8 +170,10 @@ def _read_yaml(text: bytes | str, where: str) -> Any:
         return yaml.load(text.decode() if isinstance(text, bytes) else text, _Loader)
     except RecursionError:
         raise UserError(f"{where} is not valid YAML: it is nested too deep") from None
-    except Exception as error:  # beside YAMLError, PyYAML's constructors raise whatever int(), date and others raise
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (AttributeError, KeyError, IndexError, TypeError, OverflowError):  # of PyYAML's constructors
+        raise UserError(f"{where} is not valid YAML: a value is not what its tag (as in !!int) says") from None
 
 
 def _set(data: dict[str, Any], assignment: str) -> None:
