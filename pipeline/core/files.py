@@ -129,6 +129,17 @@ def _mark(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_SH)  # a shared one, since NFS locks what is open for reading in no other way
 
 
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those around it; ``Path.mkdir`` calls itself for each, and a path may have 2,000 parts."""
+    for part in (*reversed(folder.parents), folder):
+        try:
+            if not os.path.isdir(part):
+                os.mkdir(part)
+        except FileExistsError:
+            if not os.path.isdir(part):  # or another process was faster
+                raise
+
+
 def _fsync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -144,7 +155,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     with _place(path):
         _check_target(path, stat.S_IFREG, "a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -177,7 +188,7 @@ def lock(folder: Path) -> IO[str]:
     """
     path = folder / ".lock"
     with _place(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         _check_target(path, stat.S_IFREG, "a lock")
         file = open(path, "w", encoding="utf-8")  # noqa: SIM115  (the open file is the lock)
     try:
@@ -268,7 +279,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         with _place(path):
             _check_target(path, stat.S_IFDIR, "a folder")
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             _clear(path.parent, os.listdir(path.parent), of=path.name)
             scratch = stack.enter_context(_beside(path, ".tmp"))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)

@@ -272,7 +272,10 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "FIFO": (fifo, "sub-folders: 'water/0.png' is not a file"),
     "/proc/self/mem": (memory_link, "sub-folders: 'water/0.png' is a link that leads outside the folder"),
     "a name that is not UTF-8": (not_utf8, r"sub-folders: water/\udcff.png is not a UTF-8 name: rename it"),
-    "a folder that is not UTF-8": (folder_not_utf8, r"sub-folders: water/\udcff\n/a.png is not a UTF-8 name: rename it"),
+    "a folder that is not UTF-8": (
+        folder_not_utf8,
+        r"sub-folders: water/\udcff\n/a.png is not a UTF-8 name: rename it",
+    ),
 }
 
 
