@@ -156,9 +156,8 @@ def letterbox(
     result.image.save(data, "PNG")
     write_bytes(out, data.getvalue())
     flags = f"; not exact on the phone: {', '.join(result.flags)}" if result.flags else ""
-    typer.echo(
-        f"{shown(out)}: {result.source_size[0]}x{result.source_size[1]} -> {result.image.width}x{result.image.height}{flags}"
-    )
+    width, height = result.source_size
+    typer.echo(f"{shown(out)}: {width}x{height} -> {result.image.width}x{result.image.height}{flags}")
 
 
 def _disk_full(error: BaseException | None) -> bool:

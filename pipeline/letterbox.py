@@ -110,8 +110,8 @@ def letterbox_file(path: Path, contract: Contract = PHONE) -> Letterboxed:
 def open_photo(path: Path) -> Image.Image:
     """Decode the first frame of a file fully, in the file's own mode, without applying EXIF or colour profiles.
 
-    Raises UserError, naming the file: unreadable, no regular file, empty, not an image, a format that Android does not decode (TIFF) or
-    that is not known to decode to the same pixels, truncated or damaged, more than 179 million pixels.
+    Raises UserError, naming the file: unreadable, no regular file, empty, not an image, a format that Android does not
+    decode (TIFF) or that is not known to decode to the same pixels, truncated or damaged, more than 179 million pixels.
     """
     return _decode(path, _read(path))
 

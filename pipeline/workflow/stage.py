@@ -2,10 +2,11 @@
 
 ``stages/<name>.json`` in the run's folder holds what the stage depended on (settings, hashes of its inputs, hash of its
 code, package versions) and the hash of every file it made. A stage whose record equals what it would depend on now,
-and whose files are still what it made, has nothing to do. Where its files are not what it made, the run says so and
-removes them before it makes them again, so that nothing goes on from a file that somebody edited. The record is written
-after the files, so a killed stage has none; what only a killed stage needs is cleaned away after the record. The code is what the function that does the work can execute (:mod:`pipeline.core.closure`). Nothing depends on
-the rest of the record: the result in a few words, the seconds, and how threads waited for one another.
+and whose files are still what it made, has nothing to do. Where they are not, the run says so and removes them before
+it makes them again, so that nothing goes on from a file that somebody edited. The record is written after the files, so
+a killed stage has none; what only a killed stage needs is cleaned away after the record. The code is what the function
+that does the work can execute (:mod:`pipeline.core.closure`). Nothing depends on the rest of the record: the result in
+a few words, the seconds, and how threads waited for one another.
 
 What another run has made of just the same is taken from there: a recipe with another quantization trains nothing again.
 Large files are then one file under two names (hard links), so nothing here may ever write into a file that a stage
@@ -40,7 +41,7 @@ class Stage:
     work: Callable[[], str]
     outputs: tuple[str, ...]
     clean: Callable[[], None] = lambda: None
-    """Removes what is of no use once the record stands; called whenever the stage is done, as a kill may cut it short."""
+    """Removes what is of no use once the record stands; called whenever the stage is done, as a kill may cut it off."""
 
     def _made(self, root: Path) -> dict[str, str]:
         made: dict[str, str] = {}

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from places import small_disk, unprivileged
 
-from pipeline.core.errors import UserError
+from pipeline.cli import _disk_full
+from pipeline.core.errors import CheckFailed, UserError
 from pipeline.core.files import (
     FolderInUse,
     atomic_folder,
@@ -209,6 +210,45 @@ def test_a_full_disk_is_not_the_places_fault(tmp_path: Path, write: Callable[[Pa
                 write(disk / str(number))
         assert error.value.errno == errno.ENOSPC
         assert not [path for path in disk.iterdir() if path.name.startswith(".")]
+
+
+def save_torch(path: Path) -> None:
+    import torch
+
+    torch.save({"weight": torch.zeros(1 << 20)}, path)
+
+
+def save_safetensors(path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(1 << 20)}, path)
+
+
+def save_numpy(path: Path) -> None:
+    import numpy as np
+
+    with open(path, "wb") as file:
+        np.zeros(1 << 20).tofile(file)
+
+
+def save_in_a_child(path: Path) -> None:
+    code = f"open({str(path)!r}, 'wb').write(bytes(1 << 20))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    raise CheckFailed(done.stderr)
+
+
+@pytest.mark.parametrize("save", [save_torch, save_safetensors, save_numpy, save_in_a_child])
+def test_a_full_disk_is_known_in_every_librarys_words(tmp_path: Path, save: Callable[[Path], None]) -> None:
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        with pytest.raises(Exception) as error:  # noqa: PT011  (each library has its own)
+            save(disk / "file")
+        assert _disk_full(error.value)
+        with pytest.raises(KeyError) as outer:
+            raise KeyError("another, on the way") from error.value
+        assert _disk_full(outer.value)
+    assert not _disk_full(OSError(errno.EIO, "Input/output error"))
+    assert not _disk_full(RuntimeError("expected scalar type Float but found Half"))
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "a 'quoted' \"name\"", "[1]*?", "\udcff", "a" * 200])
