@@ -179,9 +179,8 @@ class Contract(Frozen):
     @field_validator("prompt_template", "media_marker", "answer_prefix")
     @classmethod
     def _text(cls, text: str) -> str:
-        # llama.cpp reads a text up to its first zero byte, Hugging Face reads all of it.
-        if any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t" for letter in text):
-            raise ValueError("has a control character in it, other than line breaks and tabs")
+        if "\0" in text:
+            raise ValueError("has a zero byte in it, where llama.cpp would end and Hugging Face go on")
         return text
 
     @model_validator(mode="after")

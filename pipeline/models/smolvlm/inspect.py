@@ -134,10 +134,9 @@ def check_model(folder: Path, bytes_per_weight: int = 4) -> None:
         raise UserError(f"{folder} needs {needed / 1e9:.2g} GB of memory, and this machine has {there / 1e9:.2g} GB")
 
 
-def check_adapter(base: Path, adapter: Path) -> None:
-    """Raise UserError unless each tensor of a LoRA adapter fits the model in ``base`` and the rank that it states."""
+def check_adapter(model: Any, adapter: Path) -> None:
+    """Raise UserError unless each tensor of a LoRA adapter's folder fits ``model`` and the rank that it states."""
     rank = whole_number(read_object(path := adapter / "adapter_config.json").get("r"), 2**16, "r", path)
-    model = described(base)
     there = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
     stored = stored_shapes(adapter)
     if not stored:
@@ -151,10 +150,13 @@ def check_adapter(base: Path, adapter: Path) -> None:
             "B.weight": (out, rank),
             "embedding_A": (rank, out),
             "embedding_B": (into, rank),
-            "": there.get(name),  # a module that is trained whole
+            # A module that is trained whole, or the table below its own adapter.
+            "": there.get(name.replace(".base_layer.", ".")),
         }.get(kind)
         if shape != fits:
-            raise UserError(f"{adapter} is no adapter of the model in {base}: {name} is {list(shape)}, not {fits}")
+            raise UserError(
+                f"{adapter} does not fit its base model: {name} is {list(shape)}, not {list(fits or ())}: train again"
+            )
 
 
 def machine_memory(root: Path = Path("/")) -> int:

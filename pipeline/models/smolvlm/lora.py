@@ -14,7 +14,7 @@ import torch
 from pipeline.contract import Tiling
 from pipeline.core.errors import CheckFailed, UserError
 from pipeline.models.smolvlm.folder import VisionGeometry, load_model, load_tokenizer, write_model_folder
-from pipeline.models.smolvlm.inspect import check_adapter, first_line
+from pipeline.models.smolvlm.inspect import check_adapter, described, first_line
 from pipeline.recipe import TrainSettings
 
 # Where a part's linear layers and its whole module live in Idefics3 and SmolVLM models.
@@ -98,7 +98,7 @@ def merge(base: Path, adapter: Path, out: Path, tiling: Tiling, geometry: Vision
     """
     from peft import PeftModel
 
-    check_adapter(base, adapter)
+    check_adapter(described(base), adapter)
     _check_tied(adapter)
     tokenizer = load_tokenizer(base)
     inputs = _probe(tokenizer, geometry)
