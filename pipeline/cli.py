@@ -62,7 +62,7 @@ def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: b
     """The run of a recipe file, ready to start. ``wait``: where another process has its folder, until that is done."""
     from rich.console import Console
 
-    from pipeline.core.files import lock
+    from pipeline.core.files import FolderInUse, clear_left, lock
     from pipeline.core.openmp import settle
     from pipeline.core.progress import Reporter
     from pipeline.recipe import load_recipe
@@ -77,11 +77,12 @@ def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: b
         try:
             held = lock(root)
             break
-        except UserError as error:
+        except FolderInUse as error:
             if not wait:
                 raise
             reporter.say("wait", str(error).partition(":")[0])
             time.sleep(WAIT_SECONDS)
+    clear_left(root)
     settle(reporter.say)
     return Build(loaded, root, reporter, threads, held, image)
 
@@ -148,7 +149,7 @@ def letterbox(
     import io
 
     from pipeline.contract import DEFAULT_CONTRACT, load_contract
-    from pipeline.core.files import write_bytes
+    from pipeline.core.files import shown, write_bytes
     from pipeline.letterbox import letterbox_file
 
     result = letterbox_file(photo, load_contract(contract or DEFAULT_CONTRACT))
@@ -156,9 +157,8 @@ def letterbox(
     result.image.save(data, "PNG")
     write_bytes(out, data.getvalue())
     flags = f"; not exact on the phone: {', '.join(result.flags)}" if result.flags else ""
-    typer.echo(
-        f"{out}: {result.source_size[0]}x{result.source_size[1]} -> {result.image.width}x{result.image.height}{flags}"
-    )
+    width, height = result.source_size
+    typer.echo(f"{shown(out)}: {width}x{height} -> {result.image.width}x{result.image.height}{flags}")
 
 
 def quieten() -> None:

@@ -9,13 +9,14 @@ Invariants: a Contract that exists is consistent (labels can be told apart, the 
 """
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import canonical_json, sha256_bytes
+from pipeline.core.files import canonical_json, read_regular, sha256_bytes
 from pipeline.core.settings import Frozen, validate
 
 DEFAULT_CONTRACT = Path(__file__).parent.parent / "android_fixtures" / "contract.json"
@@ -84,16 +85,16 @@ class Tiling(Frozen):
 class Runtime(Frozen):
     """How the app sets llama.cpp up; the host runs the same profile."""
 
-    n_ctx: int = Field(1024, ge=64)
+    n_ctx: int = Field(1024, ge=64, le=2**20)
     """Context window, tokens."""
-    n_batch: int = Field(512, ge=1)
+    n_batch: int = Field(512, ge=1, le=2**20)
     """Most tokens handed to one decode call."""
     type_k: KvType = "q4_0"
     """Type of the KV cache's keys."""
     type_v: KvType = "q4_0"
     """Type of the KV cache's values; a quantized type needs flash attention."""
     flash_attn: bool = True
-    n_threads: int | None = Field(None, ge=1)
+    n_threads: int | None = Field(None, ge=1, le=1024)
     """Threads; null is the app's rule, half the cores, at least 2 and at most 6."""
 
     @model_validator(mode="after")
@@ -134,7 +135,7 @@ class Contract(Frozen):
     """All that must be the same on the phone, in training and in the harness."""
 
     schema_version: Literal[1] = 1
-    name: str = Field("elements", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("elements", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     labels: tuple[str, ...] = Field(("water", "land", "fire", "wood", "metal"), strict=False)
     """The classes, in the order in which the app looks for them in an answer."""
     prompt_template: str = (
@@ -150,7 +151,7 @@ class Contract(Frozen):
     answer_rule: Literal["contains", "exact"] = "contains"
     """``contains``: the first label, in order, that the answer contains, whatever its case. ``exact``: the answer
     without the white space around it equals the label, whatever its case."""
-    max_new_tokens: int = Field(32, ge=1)
+    max_new_tokens: int = Field(32, ge=1, le=2**20)
     sampling: Literal["greedy"] = "greedy"
     context: Literal["never"] = "never"
     """The records' ``reason`` is never part of the prompt: the app has none to send."""
@@ -167,11 +168,20 @@ class Contract(Frozen):
         for label in labels:
             if not label or label != label.strip() or "\n" in label:
                 raise ValueError(f"label {label!r} is empty or has white space around it or a line break in it")
+            if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in label):
+                raise ValueError(f"label {label!r} has a control character in it")
         folded = [label.casefold() for label in labels]
         for label, key in zip(labels, folded, strict=True):
             if folded.count(key) > 1:
                 raise ValueError(f"label {label!r} stands more than once (case does not count)")
         return labels
+
+    @field_validator("prompt_template", "media_marker", "answer_prefix")
+    @classmethod
+    def _text(cls, text: str) -> str:
+        if "\0" in text:
+            raise ValueError("has a zero byte in it, where llama.cpp would end and Hugging Face go on")
+        return text
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -241,9 +251,9 @@ def load_contract(path: Path = DEFAULT_CONTRACT) -> Contract:
     Raises UserError (unreadable file, not JSON, unknown key, contradictory values), naming the file and the key.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_regular(path))
     except OSError as error:
         raise UserError(f"contract {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"contract {path} is not valid JSON: {error}") from None
     return validate(Contract, data, f"contract {path}")

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from pipeline.contract import Contract, ImageContract
 from pipeline.core.errors import UserError
-from pipeline.core.files import sha256_bytes
+from pipeline.core.files import read_regular, sha256_bytes, shown
 
 PHONE = Contract()
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")  # what Android and Pillow both decode
@@ -103,13 +103,15 @@ def letterbox_file(path: Path, contract: Contract = PHONE) -> Letterboxed:
             return Letterboxed(letterbox(image, contract), image.size, sha256_bytes(data), _flags(image, data))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # metadata and transparency are looked at here; see _decode
+        raise UserError(f"{path}: {_damaged(error)}") from None
 
 
 def open_photo(path: Path) -> Image.Image:
     """Decode the first frame of a file fully, in the file's own mode, without applying EXIF or colour profiles.
 
-    Raises UserError, naming the file: unreadable, empty, not an image, a format that Android does not decode (TIFF) or
-    that is not known to decode to the same pixels, truncated or damaged, more than 179 million pixels.
+    Raises UserError, naming the file: unreadable, no regular file, empty, not an image, a format that Android does not
+    decode (TIFF) or that is not known to decode to the same pixels, truncated or damaged, more than 179 million pixels.
     """
     return _decode(path, _read(path))
 
@@ -296,7 +298,7 @@ def _applied(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image
 
 def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not data:
@@ -318,8 +320,11 @@ def _decode(path: Path, data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise UserError(f"{path}: {_unknown_format(data)}") from None
     except Exception as error:  # Pillow's decoders raise anything from struct.error to IndexError on damaged files
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{path}: truncated or damaged ({reason}): fetch it again or leave it out") from None
+        raise UserError(f"{path}: {_damaged(error)}") from None
+
+
+def _damaged(error: Exception) -> str:
+    return f"truncated or damaged ({shown(error) or type(error).__name__}): fetch it again or leave it out"
 
 
 def _unknown_format(data: bytes) -> str:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
+from pipeline.core.files import read_regular
 from pipeline.core.gguf_types import MmprojType, TextType
 from pipeline.core.settings import Frozen, validate
 
@@ -25,7 +26,7 @@ class DatasetSettings(Frozen):
     source: Literal["embedded", "photos"] = "embedded"
     path: str | None = None
     """Folder of labelled photos (``labels.json`` or one sub-folder a class); for ``source: photos``."""
-    n_per_class: int = Field(240, ge=2)
+    n_per_class: int = Field(240, ge=2, le=10**6)
     """Pictures to generate for each label; for ``source: embedded``."""
     val_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the images that the best checkpoint is chosen on."""
@@ -68,7 +69,7 @@ class BaseSettings(Frozen):
 class LoraSettings(Frozen):
     """PEFT LoRA."""
 
-    r: int = Field(16, ge=1)
+    r: int = Field(16, ge=1, le=4096)
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.05, ge=0, lt=1)
     targets: tuple[str, ...] = Field(
@@ -110,7 +111,7 @@ class TrainSettings(Frozen):
 class ExportSettings(Frozen):
     """The GGUF pair."""
 
-    name: str = Field("SmolVLM2-500M-Element", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("SmolVLM2-500M-Element", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """``<name>-<type>.gguf`` and ``mmproj-<name>-<type>.gguf``; also ``general.name``."""
     text_type: TextType = "Q8_0"
     mmproj_type: MmprojType = "Q8_0"
@@ -119,7 +120,7 @@ class ExportSettings(Frozen):
 class Recipe(Frozen):
     """Everything that determines a run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Names the folder ``runs/<name>``."""
     seed: int = Field(0, ge=0, lt=2**32)
     contract: Contract = Contract()
@@ -153,6 +154,28 @@ def split_assignments(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in found if part.strip())
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: no recipe needs them, and a few lines of them can stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(None, None, "a recipe has no aliases: write the value itself", mark)
+        return super().compose_node(parent, index)
+
+
+def _read_yaml(text: bytes | str, where: str) -> Any:
+    """The value that a YAML text stands for. Raises UserError that names ``where``."""
+    try:
+        return yaml.load(text.decode() if isinstance(text, bytes) else text, _Loader)
+    except RecursionError:
+        raise UserError(f"{where} is not valid YAML: it is nested too deep") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (AttributeError, KeyError, IndexError, TypeError, OverflowError):  # of PyYAML's constructors
+        raise UserError(f"{where} is not valid YAML: a value is not what its tag (as in !!int) says") from None
+
+
 def _set(data: dict[str, Any], assignment: str) -> None:
     key, separator, value = assignment.partition("=")
     if not separator or not key:
@@ -163,7 +186,7 @@ def _set(data: dict[str, Any], assignment: str) -> None:
         if not isinstance(child, dict):
             raise UserError(f"--set {assignment!r}: {parent!r} is a value, not a group of keys")
         data = child
-    data[last] = yaml.safe_load(value)
+    data[last] = _read_yaml(value, f"--set {assignment!r}")
 
 
 def load_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
@@ -173,11 +196,9 @@ def load_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
     Raises UserError (unreadable file, not YAML, unknown key, contradictory values), naming the file and the key.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _read_yaml(read_regular(path), f"recipe {path}")
     except OSError as error:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"recipe {path} is not a group of keys: it begins with `name: my-recipe`")
     for text in assignments:

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from pipeline.core.errors import EXIT_BUG, EXIT_FAIL, EXIT_INTERRUPTED, EXIT_USAGE, CheckFailed, NotReleased, UserError
+from pipeline.core.files import says_full
 
-_DISK_FULL = ("No space left on device", "PytorchStreamWriter failed writing file")  # safetensors; torch.save
 _PLACE_AT_FAULT = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
     errno.ENXIO, errno.ENODEV, errno.EIO, errno.ETXTBSY, errno.EBUSY,
@@ -78,9 +78,7 @@ def _ended(command: Callable[[], Any]) -> Any:
 def disk_full(error: BaseException | None) -> bool:
     """Whether an exception, or what caused it, is a full disk; each library that writes has its own way to say so."""
     while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
-            text in str(error) for text in _DISK_FULL
-        ):
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or says_full(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -24,10 +24,23 @@ PACKAGES = (
 )
 
 
-def folder_hashes(folder: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of every file under ``folder``, sorted."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+def folder_hashes(folder: Path, follow_links: bool = True) -> dict[str, str]:
+    """Relative path -> SHA-256 of every file under ``folder``, sorted.
+
+    A file that cannot be read has the reason in place of its hash, and so has a link unless they are followed; the
+    names of both are valid UTF-8 whatever the disk says. What is neither a file nor a folder is left out.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode()
+        if path.is_symlink() and not follow_links:
+            found[name] = "link to " + os.readlink(path).encode(errors="backslashreplace").decode()
+        elif os.path.isfile(path):
+            try:
+                found[name] = sha256_file(path)
+            except OSError as error:
+                found[name] = f"unreadable: {error.strerror}"
+    return found
 
 
 def weights_digest(model: Path) -> str:

@@ -45,8 +45,12 @@ def import_photos(
     if max_per_class is not None and max_per_class < 2:
         raise UserError(f"max_per_class is {max_per_class}: training and validation need at least 2")
     for given in filter(None, (photos, test_photos)):
-        if not given.is_dir():
-            raise UserError(f"photos {given}: there is no such folder")
+        try:
+            os.listdir(given)
+        except FileNotFoundError:
+            raise UserError(f"photos {given}: there is no such folder") from None
+        except OSError as error:
+            raise UserError(f"photos {given}: the folder cannot be read: {error.strerror}") from None
         if folder.resolve().is_relative_to(given.resolve()) or given.resolve().is_relative_to(folder.resolve()):
             raise UserError(
                 f"the dataset {folder} and the photos {given} lie inside one another: choose a folder elsewhere"
@@ -103,7 +107,7 @@ def _entries(
     photos: Path, contract: Contract, max_per_class: int | None, problems: Problems, notes: list[str]
 ) -> list[Entry]:
     """The records of a folder of photos."""
-    if (photos / "labels.json").exists():
+    if os.path.lexists(photos / "labels.json"):
         entries = read_entries(photos / "labels.json", contract, {}, problems)
     else:
         entries = _from_folders(photos, contract, problems, notes)
@@ -112,7 +116,7 @@ def _entries(
 
 def _from_folders(photos: Path, contract: Contract, problems: Problems, notes: list[str]) -> list[Entry]:
     """Records of the photos in sub-folders named after the labels; the id is the path inside ``photos``."""
-    classes = sorted(path for path in photos.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = sorted(path for path in photos.iterdir() if os.path.isdir(path) and not path.name.startswith("."))
     if not any(path.name in contract.labels for path in classes):
         labels = ", ".join(contract.labels)
         raise UserError(f"photos {photos}: has neither labels.json nor a sub-folder named after a label ({labels})")
@@ -123,7 +127,7 @@ def _from_folders(photos: Path, contract: Contract, problems: Problems, notes: l
                 f"sub-folder {class_folder.name}", f"unknown label; the contract has {', '.join(contract.labels)}"
             )
             continue
-        for file in _files(class_folder):
+        for file in _files(class_folder, problems):
             relative = file.relative_to(photos).as_posix()
             if file.suffix.casefold() not in PHOTO_SUFFIXES:
                 skipped += 1
@@ -134,7 +138,7 @@ def _from_folders(photos: Path, contract: Contract, problems: Problems, notes: l
             except UserError as error:
                 problems.add("sub-folders", str(error))
             except UnicodeEncodeError:
-                problems.add("sub-folders", f"{relative!r} is not a UTF-8 name: rename it")
+                problems.add("sub-folders", f"{relative} is not a UTF-8 name: rename it")
             else:
                 record = Record(image_id=relative, image_path=relative, element=class_folder.name)
                 entries.append(Entry(class_folder.name, record, image))
@@ -143,10 +147,18 @@ def _from_folders(photos: Path, contract: Contract, problems: Problems, notes: l
     return entries
 
 
-def _files(folder: Path) -> list[Path]:
-    """Files at any depth, sorted, hidden ones left out. A link to a folder counts as a file: it is not entered."""
+def _files(folder: Path, problems: Problems) -> list[Path]:
+    """Files at any depth, sorted, hidden ones left out. A link to a folder counts as a file: it is not entered.
+
+    A folder that cannot be read goes to ``problems``.
+    """
+
+    def unreadable(error: OSError) -> None:
+        place = os.path.relpath(error.filename, folder.parent)
+        problems.add("sub-folders", f"{place} cannot be read: {error.strerror}, so its photos would be left out")
+
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent, name) for name in files if not name.startswith(".")]
     return sorted(found)

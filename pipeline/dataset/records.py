@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
-from pipeline.core.files import canonical_json, sha256_bytes
+from pipeline.core.files import canonical_json, read_regular, sha256_bytes, shown
 from pipeline.dataset.split import Split
 
 Progress = Callable[[int, int], None]
@@ -107,8 +107,8 @@ class Problems:
         self._found: list[str] = []
 
     def add(self, place: str, text: str) -> None:
-        """``place``: file, record and key."""
-        self._found.append(f"{place}: {text}")
+        """``place``: file, record and key. One line, whatever the names in it are."""
+        self._found.append(shown(f"{place}: {text}"))
 
     def raise_any(self) -> None:
         """Raise UserError if there are any: the first 20 in full, then how many more."""
@@ -241,7 +241,7 @@ def read_entries(file: Path, contract: Contract, ids: dict[str, str], problems: 
 def read_json(file: Path, problems: Problems) -> Any:
     """Content of a JSON file, or None with a problem added."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        data = json.loads(read_regular(file).decode(), parse_constant=_no_constant)
         canonical_json(data)  # refuses half surrogates, which could not be written back
         return data
     except OSError as error:
@@ -300,7 +300,7 @@ def path_inside(folder: Path, relative: str) -> Path:
 def _inspect(entry: Entry, size: int) -> Record | str:
     """The record with its hashes, or what is wrong with its image."""
     try:
-        data = entry.image.read_bytes()
+        data = read_regular(entry.image)
         with Image.open(BytesIO(data), formats=STORED_FORMATS) as image:
             if image.size != (size, size) or image.mode != "RGB":
                 found = f"{image.width}x{image.height} pixels, mode {image.mode}"

@@ -1,6 +1,7 @@
 """What both sources of data share: storing pictures, leaving out copies, splitting, writing the records."""
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from PIL import Image
 
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
-from pipeline.core.files import sha256_bytes, write_json
+from pipeline.core.files import read_regular, sha256_bytes, write_json
 from pipeline.dataset.records import (
     SCHEMA_VERSION,
     SPLITS,
@@ -30,15 +31,20 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 def check_target(folder: Path) -> None:
     """Raise UserError unless ``folder`` is free, empty or a dataset written here: writing one replaces all in it."""
-    if not folder.exists():
+    try:
+        names = set(os.listdir(folder))
+    except FileNotFoundError:
         return
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file: choose another folder to write the dataset to")
-    names = {path.name for path in folder.iterdir()}
+    except NotADirectoryError:
+        raise UserError(f"{folder} is a file: choose another folder to write the dataset to") from None
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror}): choose another folder to write the dataset to"
+        ) from None
     try:
         expected = OWN_NAMES - {"test.json"} <= names <= OWN_NAMES
-        ours = expected and "schema_version" in json.loads((folder / "metadata.json").read_bytes())
-    except (OSError, ValueError, TypeError):
+        ours = expected and "schema_version" in json.loads(read_regular(folder / "metadata.json"))
+    except (OSError, ValueError, TypeError, RecursionError):
         ours = False
     if names and not ours:
         raise UserError(

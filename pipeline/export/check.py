@@ -17,17 +17,7 @@ from pipeline.core.gguf_types import MATRIX_TYPES, MmprojType, TextType
 from pipeline.core.toolchain import load_gguf
 from pipeline.export.convert import KEY_ADD_BOS, KEY_CONTRACT, KEY_RECIPE
 from pipeline.models.smolvlm.folder import read_geometry
-
-
-def _weights(model: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor stored in a model folder's safetensors files."""
-    from safetensors import safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(model.glob("*.safetensors")):
-        with safe_open(file, framework="np") as opened:
-            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    return shapes
+from pipeline.models.smolvlm.inspect import stored_shapes
 
 
 def _is_vision(name: str) -> bool:
@@ -87,7 +77,7 @@ def check_text(path: Path, model: Path, name: str, contract: Contract, recipe: s
     reader, findings = _open(path), _Findings(path)
     _common(reader, findings, name, contract, recipe, MATRIX_TYPES[text_type])
     config = json.loads((model / "config.json").read_text())
-    text = [name for name in _weights(model) if not _is_vision(name)]
+    text = [name for name in stored_shapes(model) if not _is_vision(name)]
     if config.get("tie_word_embeddings") or config["text_config"].get("tie_word_embeddings"):
         text = [name for name in text if name != "lm_head.weight"]
     findings.equal("the number of tensors", len(reader.tensors), len(text))
@@ -125,5 +115,5 @@ def check_mmproj(path: Path, model: Path, name: str, contract: Contract, recipe:
     }
     for key, value in expected.items():
         findings.equal(key, _value(reader, key), value)
-    findings.equal("the number of tensors", len(reader.tensors), sum(map(_is_vision, _weights(model))))
+    findings.equal("the number of tensors", len(reader.tensors), sum(map(_is_vision, stored_shapes(model))))
     findings.finish()

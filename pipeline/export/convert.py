@@ -5,6 +5,7 @@ the converter in its final type (the quantizer has nothing to add for Q8_0, and 
 directly). Same folder, same settings, same machine: the same bytes.
 """
 
+import errno
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import CheckFailed
+from pipeline.core.files import says_full
 from pipeline.core.gguf_types import MmprojType, TextType
 from pipeline.core.toolchain import LlamaLog, load_gguf, source_tree
 
@@ -34,14 +36,28 @@ Metadata = dict[str, str | bool]
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a scratch path beside ``path``; flushed to disk, it takes ``path``'s place when the block succeeds."""
+    """Yield a scratch path beside ``path``; flushed to disk, it takes ``path``'s place when the block succeeds.
+
+    Where it fails on a full disk, the OSError that says so is raised, whatever the block made of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as folder:
         scratch = Path(folder) / path.name
-        yield scratch
+        try:
+            yield scratch
+        except Exception:
+            _try_disk(Path(folder))
+            raise
         with open(scratch, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(scratch, path)
+
+
+def _try_disk(folder: Path) -> None:
+    """Raise OSError where the disk is full: llama.cpp's quantizer says something else or ends with half a file."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(1 << 20))
+        file.flush()
 
 
 def _run_converter(model: Path, out: Path, outtype: str, name: str, mmproj: bool) -> None:
@@ -54,6 +70,8 @@ def _run_converter(model: Path, out: Path, outtype: str, name: str, mmproj: bool
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0 or not out.exists():
+        if says_full(result.stderr):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
         last = [line for line in result.stderr.strip().splitlines() if line.strip()][-1:] or ["no message"]
         half = "vision" if mmproj else "text"
         raise CheckFailed(f"llama.cpp's converter refused the {half} half of {model}: {last[0]}")

@@ -1,5 +1,6 @@
 """The model to start from, as a folder: made (``embedded:...``), already there, or fetched from the hub."""
 
+import os
 from pathlib import Path
 
 from pipeline.contract import Tiling
@@ -7,6 +8,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_folder
 from pipeline.models.smolvlm.embedded import SHAPES, build_model, build_tokenizer
 from pipeline.models.smolvlm.folder import VisionGeometry, read_geometry, write_model_folder
+from pipeline.models.smolvlm.inspect import stored_shapes
 from pipeline.recipe import BaseSettings
 
 
@@ -19,7 +21,7 @@ def base_folder(settings: BaseSettings, made: Path) -> Path:
         if settings.model not in SHAPES:
             raise UserError(f"base.model {settings.model!r} is not one of {', '.join(SHAPES)}")
         return made
-    if Path(settings.model).is_dir():
+    if os.path.isdir(settings.model):
         return Path(settings.model)
     if settings.model.startswith((".", "/", "~")) or settings.model.count("/") != 1:
         raise UserError(f"base.model {settings.model!r} is neither a folder nor a hub id like owner/name")
@@ -54,4 +56,5 @@ def make_base(settings: BaseSettings, folder: Path, seed: int) -> str:
             write_model_folder(out, model, tokenizer, Tiling(), geometry)
         return f"{settings.model}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, seed {seed}"
     geometry = read_geometry(folder)
+    stored_shapes(folder)
     return f"{settings.model}, tiles of {geometry.tile_size} px and {geometry.tokens_per_tile} tokens"

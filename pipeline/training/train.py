@@ -1,6 +1,6 @@
 """Fine-tuning: transformers' Trainer + PEFT LoRA, judged by the label that the model really generates.
 
-    checkpoints/   whole checkpoints (best and last) while training runs; gone when it is done
+    checkpoints/   whole checkpoints, best and last; whoever called removes them once it has the result on record
     lora_adapter/  the best checkpoint's adapter, as PEFT writes it
     logs/          log.jsonl: one line for each logged step and each evaluation
 
@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from pipeline.core.files import atomic_folder, write_json, write_text
+from pipeline.core.files import atomic_folder, read_regular, write_bytes, write_json
 from pipeline.models.smolvlm.encoding import IGNORE, Encoder, fed_bytes
 from pipeline.models.smolvlm.inference import HfPredictor, embed, encode
 from pipeline.models.smolvlm.lora import attach
@@ -217,8 +217,9 @@ def train(
 ) -> dict[str, float]:
     """Train, or go on where a killed run of the same settings stopped; write ``lora_adapter`` and ``logs``.
 
-    Under torchrun each process has ``batch_size`` examples a step, and all of them return when the files are there.
-    Returns the best checkpoint's step and validation accuracy.
+    A run killed after its last step has only the files to write again. Under torchrun each process has ``batch_size``
+    examples a step, and all of them return when the files are there. Returns the best checkpoint's step and validation
+    accuracy.
     """
     scratch, logs = folder / "checkpoints", folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -231,7 +232,7 @@ def train(
     with arguments.main_process_first(local=False):  # the others find nothing left to remove
         resume = checkpoints.last_complete(scratch)
         if arguments.process_index == 0:
-            _drop_after(log, int(resume.name.removeprefix("checkpoint-")) if resume else -1)
+            _drop_after(log, checkpoints.step_of(resume) if resume else -1)
     trainer = _AnswerTrainer(
         encoder=encoder,
         tokenizer=tokenizer,
@@ -252,7 +253,6 @@ def train(
     if arguments.process_index == 0:
         _keep_best(scratch / f"checkpoint-{best}", folder / "lora_adapter")
         write_json(logs / "summary.json", result)
-        shutil.rmtree(scratch)
     trainer.accelerator.wait_for_everyone()
     return result
 
@@ -268,13 +268,15 @@ def _keep_best(kept: Path, adapter: Path) -> None:
 
 
 def _drop_after(log: Path, step: int) -> None:
-    """Remove the log lines of steps that a resumed run will do again. A new file: another run may have the old one."""
+    """Remove the log lines of steps that a resumed run will do again, and the line that a training ends with. A new
+    file: another run may have the old one."""
     lines = []
     if log.exists():
-        for line in log.read_text(encoding="utf-8").splitlines():
+        for line in read_regular(log).splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    lines.append(line)
-            except (ValueError, KeyError):
-                break  # the line that a kill cut short
-    write_text(log, "".join(line + "\n" for line in lines))
+                value = json.loads(line)
+                if value["step"] <= step and "train_runtime" not in value:
+                    lines.append(line + b"\n")
+            except (ValueError, KeyError, TypeError, RecursionError):
+                break  # the line that a kill cut short, or one that was never the log's
+    write_bytes(log, b"".join(lines))

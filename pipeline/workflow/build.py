@@ -5,6 +5,7 @@ runs/<recipe>/  dataset/  base/  lora_adapter/ + logs/  merged/  bundle/  stages
 Stages are found by what they depend on: what another run in ``runs/`` has made of just the same is taken from there.
 """
 
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.core.provenance import digest, folder_hashes, versions
 from pipeline.recipe import Recipe
 from pipeline.workflow.stage import Stage
 from pipeline.workflow.work import (
+    drop_checkpoints,
     evaluate_merged,
     export_bundle,
     make_base_model,
@@ -29,6 +31,13 @@ from pipeline.workflow.work import (
 
 if TYPE_CHECKING:
     from pipeline.evaluation import Evaluation
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # a folder that may be entered and not listed: nothing is taken from other runs
+        return []
 
 
 @dataclass(frozen=True)
@@ -65,9 +74,8 @@ class Build:
 
     def run(self, stage: Stage) -> str:
         """See that a stage is done, here or in another run beside this one; the digest of what it made."""
-        beside = self.root.parent
-        others = (one for one in (sorted(beside.iterdir()) if beside.is_dir() else ()) if one != self.root)
-        return stage.run(self.root, self.reporter.say, (one for one in others if (one / "stages").is_dir()))
+        others = (one for one in _folders_in(self.root.parent) if one != self.root and os.path.isdir(one / "stages"))
+        return stage.run(self.root, self.reporter.say, others)
 
     def find_base(self) -> Path:
         """The folder of the model to start from; a hub id is fetched here."""
@@ -89,9 +97,10 @@ class Build:
         for key in ("path", "test_path"):
             given = getattr(settings, key)
             if given:
-                if not Path(given).is_dir():
+                if not os.path.isdir(given):
                     raise UserError(f"dataset.{key} {given!r} is not a folder: give the folder of labelled photos")
-                depends[f"photos in {key}"] = digest(folder_hashes(Path(given)))
+                # A link is what it says: where it leads out of the folder, the import refuses it.
+                depends[f"photos in {key}"] = digest(folder_hashes(Path(given), follow_links=False))
         work = partial(make_dataset, self.recipe, self.dataset_folder, self.reporter)
         return self.run(Stage("dataset", depends, work, ("dataset",)))
 
@@ -125,7 +134,8 @@ class Build:
         }
         owner = digest([depends, code_digest(train_adapter)])
         work = partial(train_adapter, self.recipe, self.find_base(), self.root, owner, self.reporter)
-        return self.run(Stage("train", depends, work, ("lora_adapter", "logs")))
+        clean = partial(drop_checkpoints, self.root / "checkpoints", owner)
+        return self.run(Stage("train", depends, work, ("lora_adapter", "logs"), clean))
 
     @once
     def ensure_merge(self) -> str:

@@ -3,7 +3,6 @@
 A stage's code is what these functions can execute (:mod:`pipeline.core.closure`), so each imports what it needs itself.
 """
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,14 +49,14 @@ def train_adapter(recipe: "Recipe", base: Path, root: Path, owner: str, reporter
     from pipeline.dataset.records import Record, load_rgb, read_dataset
     from pipeline.models.smolvlm.encoding import make_encoder
     from pipeline.models.smolvlm.folder import load_model, load_tokenizer, read_geometry
-    from pipeline.training.checkpoints import last_complete
+    from pipeline.training.checkpoints import last_complete, step_of
     from pipeline.training.train import Example, train
 
     checkpoints = root / "checkpoints"
     _drop_stale_checkpoints(checkpoints, owner)
     left = last_complete(checkpoints)
     if left:
-        reporter.say("train", f"going on from step {left.name.removeprefix('checkpoint-')}")
+        reporter.say("train", f"going on from step {step_of(left)}")
     dataset = read_dataset(root / "dataset", recipe.contract)
     tokenizer = load_tokenizer(base)
     encoder = make_encoder(recipe.contract, tokenizer, read_geometry(base))
@@ -82,12 +81,26 @@ def train_adapter(recipe: "Recipe", base: Path, root: Path, owner: str, reporter
 
 def _drop_stale_checkpoints(folder: Path, wanted: str) -> None:
     """Remove the checkpoints of a killed run that was not this one's: other data, settings, code or versions."""
-    from pipeline.core.files import write_text
+    from pipeline.core.files import remove, write_text
 
-    owner = folder / "owner"
-    if not owner.exists() or owner.read_text() != wanted:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_text(owner, wanted)
+    if not _owned(folder, wanted):
+        remove(folder)
+        write_text(folder / "owner", wanted)
+
+
+def _owned(folder: Path, owner: str) -> bool:
+    try:
+        return (folder / "owner").read_bytes() == owner.encode()
+    except OSError:
+        return False
+
+
+def drop_checkpoints(folder: Path, owner: str) -> None:
+    """Remove the checkpoints of a training that is done and on record; another's, which was killed, stay."""
+    from pipeline.core.files import remove
+
+    if _owned(folder, owner):
+        remove(folder)
 
 
 def merge_adapter(recipe: "Recipe", base: Path, root: Path) -> str:

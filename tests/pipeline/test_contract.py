@@ -1,6 +1,7 @@
 """The contract: the phone's values, what it refuses and in which words, and the digest."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,21 @@ def test_a_contract_cannot_be_changed() -> None:
         ({"labels": ["fire", ""]}, ["''", "empty"]),
         ({"labels": ["fire", " wood"]}, ["' wood'", "white space"]),
         ({"labels": ["fire", "red\nwood"]}, ["line break"]),
+        ({"labels": ["fire", "red\x1b[1mwood"]}, [r"'red\x1b[1mwood'", "control character"]),
+        ({"labels": ["fire", "red\u2028wood"]}, ["control character"]),
+        ({"labels": ["fire", "\ud800wood"]}, [r"labels.1: '\ud800wood' has half a character"]),
+        ({"prompt_template": "<__media__> a\0b"}, ["prompt_template", "zero byte"]),
+        ({"answer_prefix": "\0"}, ["answer_prefix", "zero byte"]),
+        ({"name": "x" * 300}, ["name", "at most 100 characters"]),
+        ({"gate.noise_factor": float("inf")}, ["gate.noise_factor: inf is not a finite number"]),
+        ({"gate.margin_points": float("nan")}, ["gate.margin_points: nan is not a finite number"]),
+        ({"gate.recall_floors": {"fire": float("-inf")}}, ["gate.recall_floors.fire: -inf is not a finite number"]),
+        ({"gate.recall_floors": {7: 0.5}}, ["gate.recall_floors: the key 7 is not a text"]),
+        ({"runtime.n_ctx": 2**40}, ["runtime.n_ctx", "less than or equal to 1048576"]),
+        ({"runtime.n_ctx": 10**5000}, ["runtime.n_ctx: the number is too large"]),
+        ({"runtime.n_threads": 2**20}, ["runtime.n_threads", "less than or equal to 1024"]),
+        ({"labels": ["x"] * 100_000}, ["more than 100,000 values"]),
+        ({"labels": list(range(50))}, ["labels.9", "and 40 more"]),
         ({"labels": ["iron", "environment"]}, ["'iron'", "'environment'", "answer_rule 'exact'"]),
         ({"labels": ["IRON", "environment"]}, ["'IRON'", "contained in"]),
         ({"labels": ["fire", "a <__media__> b"]}, ["label", "<__media__>"]),
@@ -256,6 +272,12 @@ def test_the_apps_thread_rule(cores: int, threads: int) -> None:
         (b"\xff\xfe\x00", ["not valid JSON"]),
         (b"[]", ["contract"]),
         (b'{"tiling": {"grids": 2}}', ["tiling.grids", "unknown key"]),
+        (b'{"a":' * 100_000, ["not valid JSON"]),
+        (b"[" * 60 + b"]" * 60, ["nested more than 50 levels deep"]),
+        (b'{"runtime": {"n_ctx": ' + b"9" * 5000 + b"}}", ["not valid JSON", "4300 digits"]),
+        (b'{"gate": {"noise_factor": Infinity}}', ["gate.noise_factor: inf is not a finite number"]),
+        (b'{"gate": {"noise_factor": 1e999}}', ["gate.noise_factor: inf is not a finite number"]),
+        (b'{"labels": ["a", "\\ud800"]}', ["labels.1", "half a character"]),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, content: bytes, words: list[str]) -> None:
@@ -264,6 +286,13 @@ def test_a_bad_file_is_named(tmp_path: Path, content: bytes, words: list[str]) -
     with pytest.raises(UserError) as error:
         load_contract(path)
     assert all(word in str(error.value) for word in [*words, str(path)])
+
+
+def test_a_file_that_never_ends_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero")):
+        with pytest.raises(UserError, match=f"contract {path} cannot be read: it is not a regular file"):
+            load_contract(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -159,6 +159,11 @@ def make_encoder(contract: Contract, tokenizer: Any, geometry: VisionGeometry) -
     """
     vocabulary = tokenizer.get_vocab()
     token_id = _marker_ids(tokenizer, vocabulary, contract.tiling)
+    if token_id["<image>"] != geometry.image_token_id:
+        raise UserError(
+            f"the tokenizer's <image> is {token_id['<image>']}, and the model's image_token_id is"
+            f" {geometry.image_token_id}: they are not of one model"
+        )
     before, after = contract.prompt_parts
     if "<image>" in before + after:
         raise UserError(

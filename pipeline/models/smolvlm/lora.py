@@ -14,6 +14,7 @@ import torch
 from pipeline.contract import Tiling
 from pipeline.core.errors import CheckFailed, UserError
 from pipeline.models.smolvlm.folder import VisionGeometry, load_model, load_tokenizer, write_model_folder
+from pipeline.models.smolvlm.inspect import check_adapter, described, first_line
 from pipeline.recipe import TrainSettings
 
 # Where a part's linear layers and its whole module live in Idefics3 and SmolVLM models.
@@ -92,15 +93,21 @@ def merge(base: Path, adapter: Path, out: Path, tiling: Tiling, geometry: Vision
 
     The folder is read back and tested on a made-up picture and text before it is believed: its logits must equal
     adapter-on-base within :data:`MERGE_TOLERANCE` and differ from the base's. Raises CheckFailed otherwise; an adapter
-    that is silently dropped is the best known way to ship an untrained model.
+    that is silently dropped is the best known way to ship an untrained model. Raises UserError for a base or an adapter
+    that is damaged, or that do not fit each other.
     """
     from peft import PeftModel
 
+    check_adapter(described(base), adapter)
     _check_tied(adapter)
     tokenizer = load_tokenizer(base)
     inputs = _probe(tokenizer, geometry)
     before = _logits(load_model(base), inputs)
-    adapted = PeftModel.from_pretrained(load_model(base), adapter).eval()
+    plain = load_model(base)
+    try:
+        adapted = PeftModel.from_pretrained(plain, adapter).eval()
+    except Exception as error:  # whatever else is wrong with adapter_config.json
+        raise UserError(f"{adapter} cannot be put on {base}: {first_line(error)}: train again") from None
     with_adapter = _logits(adapted, inputs)
     write_model_folder(out, unload(adapted), tokenizer, tiling, geometry)
     merged = _logits(load_model(out), inputs)

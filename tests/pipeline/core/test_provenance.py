@@ -1,12 +1,14 @@
 """What a result says of the machine it was made on."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline.core.provenance import machine
+from pipeline.core.files import sha256_bytes
+from pipeline.core.provenance import digest, folder_hashes, machine
 
 VERSIONS = {
     "535.104.05": (
@@ -53,3 +55,13 @@ def test_a_machine_is_named_without_loading_torch() -> None:
     code = "import sys; from pipeline.core.provenance import machine; machine(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_folder_with_odd_files_has_hashes(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff")).write_bytes(b"a")
+    (tmp_path / "memory").symlink_to("/proc/self/mem")
+    os.mkfifo(tmp_path / "fifo")
+    found = folder_hashes(tmp_path)
+    assert found == {r"\udcff": sha256_bytes(b"a"), "memory": "unreadable: Input/output error"}
+    assert len(digest(found)) == 64
+    assert folder_hashes(tmp_path, follow_links=False)["memory"] == "link to /proc/self/mem"

@@ -4,19 +4,27 @@ import json
 import os
 import re
 import shutil
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pictures import picture, save
 from PIL import Image
+from places import unprivileged
+from rich.console import Console
 
 from pipeline.contract import Contract, ImageContract
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
+from pipeline.core.progress import Reporter
 from pipeline.dataset.photos import import_photos
 from pipeline.dataset.records import load_rgb, read_dataset
 from pipeline.letterbox import letterbox
+from pipeline.recipe import DatasetSettings, Recipe
+from pipeline.workflow.build import Build
 
 
 @pytest.fixture
@@ -209,6 +217,125 @@ def test_sub_folders_that_are_no_labels(folders: Path, contract: Contract, tmp_p
 def test_a_name_that_is_not_utf8(folders: Path, contract: Contract, tmp_path: Path) -> None:
     os.rename(os.fsencode(folders / "water/0.png"), os.fsencode(folders / "water") + b"/\xff.png")
     assert "is not a UTF-8 name" in refused(folders, tmp_path / "out", contract)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def with_chunk(photo: Path, name: bytes, data: bytes, before: bytes) -> None:
+    """Put a chunk into a PNG."""
+    content = photo.read_bytes()
+    place = content.index(before) - 4
+    photo.write_bytes(content[:place] + chunk(name, data) + content[place:])
+
+
+def short_exif(photo: Path) -> None:
+    with_chunk(photo, b"eXIf", b"II", before=b"IDAT")
+
+
+def short_exif_webp(photo: Path) -> None:
+    with Image.open(photo) as image:
+        image.save(photo, "WEBP", exif=b"Exif\0\0II")
+
+
+def long_transparency(photo: Path) -> None:
+    with Image.open(photo) as image:
+        image.convert("P").save(photo)
+    with_chunk(photo, b"tRNS", bytes(300), before=b"IDAT")
+
+
+def fifo(photo: Path) -> None:
+    photo.unlink()
+    os.mkfifo(photo)
+
+
+def memory_link(photo: Path) -> None:
+    photo.unlink()
+    photo.symlink_to("/proc/self/mem")
+
+
+def not_utf8(photo: Path) -> None:
+    os.rename(os.fsencode(photo), os.fsencode(photo.parent) + b"/\xff.png")
+
+
+def folder_not_utf8(photo: Path) -> None:
+    folder = os.fsencode(photo.parent) + b"/\xff\n"
+    os.mkdir(folder)
+    os.rename(os.fsencode(photo), folder + b"/a.png")
+
+
+BAD: dict[str, tuple[Callable[[Path], None], str]] = {
+    "eXIf of two bytes": (short_exif, "water, water/0.png: truncated or damaged ("),
+    "EXIF of two bytes in a WebP": (short_exif_webp, "water, water/0.png: truncated or damaged ("),
+    "tRNS of 300 bytes": (long_transparency, "water, water/0.png: truncated or damaged ("),
+    "FIFO": (fifo, "sub-folders: 'water/0.png' is not a file"),
+    "/proc/self/mem": (memory_link, "sub-folders: 'water/0.png' is a link that leads outside the folder"),
+    "a name that is not UTF-8": (not_utf8, r"sub-folders: water/\udcff.png is not a UTF-8 name: rename it"),
+    "a folder that is not UTF-8": (
+        folder_not_utf8,
+        r"sub-folders: water/\udcff\n/a.png is not a UTF-8 name: rename it",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_a_bad_photo_is_one_line_and_the_rest_is_checked(
+    folders: Path, contract: Contract, tmp_path: Path, how: str
+) -> None:
+    spoil, words = BAD[how]
+    spoil(folders / "water/0.png")
+    (folders / "land/1.png").write_bytes(b"no picture")
+    recipe = Recipe(name="x", contract=contract, dataset=DatasetSettings(source="photos", path=str(folders)))
+    with pytest.raises(UserError) as error:
+        Build(recipe, tmp_path / "run", Reporter(Console(), quiet=True), threads=1).ensure_dataset()
+    head, *lines = str(error.value).splitlines()
+    assert head.endswith("has 2 problems:")
+    assert any(line.strip().startswith(words) for line in lines), lines
+    assert "  land, land/1.png: this is not a picture, or not of a known format: leave it out" in lines
+
+
+def test_what_is_hidden_is_left_alone(folders: Path, contract: Contract, tmp_path: Path) -> None:
+    (folders / "water" / os.fsdecode(b".\xff.png")).write_bytes(b"no picture")
+    os.mkfifo(folders / "water" / ".fifo.png")
+    recipe = Recipe(name="x", contract=contract, dataset=DatasetSettings(source="photos", path=str(folders)))
+    Build(recipe, tmp_path / "run", Reporter(Console(), quiet=True), threads=1).ensure_dataset()
+    assert len(list((tmp_path / "run/dataset/images").iterdir())) == 30
+
+
+@pytest.mark.parametrize("what", ["a photo", "a folder", "a folder in a folder", "all of it"])
+def test_what_may_not_be_read_is_named(contract: Contract, what: str) -> None:
+    names = {"a photo": "water/0.png", "a folder": "fire", "a folder in a folder": "water/deep", "all of it": ""}
+    with unprivileged() as place:
+        photos, run = place / "photos", place / "run"
+        for number in range(30):
+            save(photos / contract.labels[number % 3] / f"{number}.png", number)
+        save(photos / "water/deep/a.png", 77)
+        recipe = Recipe(name="x", contract=contract, dataset=DatasetSettings(source="photos", path=str(photos)))
+        (photos / names[what]).chmod(0)
+        with pytest.raises(UserError) as error:
+            Build(recipe, run, Reporter(Console(), quiet=True), threads=1).ensure_dataset()
+        assert not (run / "dataset").exists()
+    assert "\n" not in str(error.value)
+    assert "cannot be read: Permission denied" in str(error.value)
+    assert str(photos) in str(error.value)
+    assert names[what] in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "a device", "a folder", "a link to nothing"])
+def test_labels_that_are_no_file_are_named(labelled: Path, contract: Contract, tmp_path: Path, kind: str) -> None:
+    path = labelled / "labels.json"
+    path.unlink()
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to("nowhere")
+    reason = "No such file or directory" if kind == "a link to nothing" else "it is not a regular file"
+    assert refused(labelled, tmp_path / "out", contract).endswith(f": labels.json: cannot be read: {reason}")
 
 
 def test_too_few_photos_to_split(tmp_path: Path, contract: Contract) -> None:

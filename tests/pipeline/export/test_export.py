@@ -21,12 +21,15 @@ from models import (
     rewrite,
     runtime,
 )
+from places import small_disk
 
 from pipeline.contract import Contract, Tiling
+from pipeline.core.commandline import disk_full
 from pipeline.core.errors import CheckFailed
 from pipeline.core.files import sha256_file
 from pipeline.core.gguf_types import MmprojType, TextType
 from pipeline.core.provenance import folder_hashes
+from pipeline.export import convert
 from pipeline.export.bundle import mmproj_name, text_name, write_bundle
 from pipeline.export.check import check_mmproj, check_text
 from pipeline.export.convert import KEY_CONTRACT, KEY_RECIPE, _quantize, convert_text
@@ -130,6 +133,35 @@ def test_a_failed_export_leaves_the_old_bundle(bundle: Path, tiny: Path, tmp_pat
         write_bundle(broken, out, bundle_recipe(), {}, threads=2)
     assert folder_hashes(out) == before
     assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+
+
+# The F16 file takes 15.9 MB, the quantized one 8.6. What does not fit: anything of the converter's; the quantizer's
+# file; the copy with this project's keys.
+@pytest.mark.parametrize(("size", "text_type"), [("1m", "F16"), ("20m", "Q8_0"), ("20m", "F16")])
+def test_a_full_disk_is_no_refusal(
+    tiny: Path, half_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str, text_type: TextType
+) -> None:
+    if size != "1m":  # the converter's own file, without its 5 seconds
+        monkeypatch.setattr(convert, "_run_converter", lambda _, out, *__, **___: shutil.copyfile(half_pair.text, out))
+    with small_disk(tmp_path / "disk", size) as disk:
+        with pytest.raises(OSError, match="No space left on device") as error:
+            convert_text(tiny, disk / "model.gguf", text_type, NAME, {}, threads=1)
+        assert disk_full(error.value)
+        assert list(disk.iterdir()) == []
+
+
+def test_a_converter_that_ran_out_of_space_is_believed(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the time it is asked, the other half may have failed too and given its space back."""
+    monkeypatch.setattr(convert, "source_tree", lambda: tmp_path)
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text("raise OSError(28, 'No space left on device')")
+    with pytest.raises(OSError, match="No space left on device"):
+        convert_text(tiny, tmp_path / "model.gguf", "F16", NAME, {}, threads=1)
+    script.write_text("raise OSError(5, 'Input/output error')")
+    with pytest.raises(CheckFailed, match="converter refused the text half"):
+        convert_text(tiny, tmp_path / "model.gguf", "F16", NAME, {}, threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,15 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.contract import Tiling
 from pipeline.core.errors import UserError
+from pipeline.core.memory import memory
 from pipeline.core.provenance import folder_hashes
 from pipeline.core.toolchain import LlamaLog
 from pipeline.models.base import base_folder, make_base
 from pipeline.models.prediction import log_softmax
+from pipeline.models.smolvlm import inspect
 from pipeline.models.smolvlm.embedded import build_model, build_tokenizer, smollm2_gguf
 from pipeline.models.smolvlm.folder import load_model, load_tokenizer, read_geometry, write_model_folder
+from pipeline.models.smolvlm.inspect import check_model
 from pipeline.recipe import BaseSettings
 
 TEXTS = (
@@ -267,6 +270,170 @@ def test_weights_that_are_missing_are_not_made_up(made: Path, tmp_path: Path) ->
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"1 weights are missing, such as model\.text_model\.layers\.1\.mlp\.up_proj"):
         load_model(folder)
+
+
+@pytest.fixture
+def model(made: Path, tmp_path: Path) -> Path:
+    """A copy of ``made`` to break."""
+    return shutil.copytree(made, tmp_path / "model", copy_function=os.link)
+
+
+def put(folder: Path, name: str, content: str | bytes) -> None:
+    """Replace one file of a copy, whose files are the original's too."""
+    (folder / name).unlink()
+    (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def change_config(folder: Path, key: str, value: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    part, _, last = key.rpartition(".")
+    (config[part] if part else config)[last] = value
+    put(folder, "config.json", json.dumps(config))
+
+
+def refused(folder: Path) -> str:
+    """What the whole way says of a model folder, which must be one sentence, before any memory is asked for."""
+    before = memory("VmHWM")
+    with pytest.raises(UserError) as error:  # noqa: PT012  (whichever of them looks at what is broken)
+        make_base(BaseSettings(model=str(folder)), folder, 0)
+        load_tokenizer(folder)
+        load_model(folder)
+    said = str(error.value)
+    assert "\n" not in said
+    assert str(folder) in said
+    # Measured 2e6 at most; with "text_config": null, several 1e9 before they were looked at.
+    assert memory("VmHWM") - before < 100e6
+    return said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("text_config", None, "text_config is null, not an object"),
+        ("vision_config", [], "vision_config is [], not an object"),
+        (
+            "text_config",
+            {},
+            "modality_projection.proj.weight is [128, 2048] in the weights, and config.json makes it [4096, 2048]",
+        ),
+        ("text_config.hidden_size", None, "text_config.hidden_size is null, not a whole number from 1 to 65536"),
+        ("text_config.hidden_size", 2**62, "text_config.hidden_size is 4611686018427387904, not a whole number"),
+        ("text_config.hidden_size", 10**30, "text_config.hidden_size is a number beyond 64 bits, not a whole number"),
+        ("text_config.hidden_size", 256, "is [128, 2048] in the weights, and config.json makes it [256, 2048]"),
+        ("text_config.hidden_size", "128", 'text_config.hidden_size is "128", not a whole number'),
+        ("text_config.hidden_size", 128.5, "text_config.hidden_size is 128.5, not a whole number"),
+        ("text_config.hidden_size", True, "text_config.hidden_size is true, not a whole number"),
+        ("text_config.num_hidden_layers", -1, "text_config.num_hidden_layers is -1, not a whole number"),
+        ("text_config.num_hidden_layers", 10**9, "text_config.num_hidden_layers is 1000000000, not a whole number"),
+        ("text_config.num_hidden_layers", 900, "8064 weights are missing, such as model.text_model.layers."),
+        ("text_config.intermediate_size", 2**17, "config.json makes it [131072, 128]"),
+        ("text_config.num_attention_heads", 0, "text_config.num_attention_heads is 0, not a whole number"),
+        ("text_config.vocab_size", 100, "its ids go to 49279, and the model has 100 words"),
+        ("text_config.hidden_act", "no such", "config.json describes none"),
+        ("text_config.model_type", "no such", "config.json describes none"),
+        ("vision_config.num_attention_heads", 3, "config.json describes none"),
+        ("vision_config.num_channels", None, "vision_config.num_channels is null"),
+        ("vision_config.image_size", 10**6, "vision_config.image_size is 1000000, not a whole number"),
+        ("vision_config.image_size", 512, "position_embedding.weight is [256, 128] in the weights, and config.json"),
+        ("vision_config.patch_size", 512, "vision_config.patch_size is 512, not a whole number from 1 to 256"),
+        ("scale_factor", 0, "scale_factor is 0, not a whole number from 1 to 16"),
+        ("scale_factor", None, "scale_factor is null"),
+        ("image_token_id", "x", 'image_token_id is "x"'),
+        ("model_type", ["idefics3"], "has model_type ['idefics3']; supported are"),
+    ],
+)
+def test_a_config_that_is_not_of_the_weights_is_one_sentence(model: Path, key: str, value: Any, words: str) -> None:
+    change_config(model, key, value)
+    assert words in refused(model)
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "no file", "a FIFO", "a long head", "a huge head", "no JSON", "a lie", "deep JSON", "an index"]
+)
+def test_weights_that_are_damaged_are_one_sentence(model: Path, damage: str) -> None:
+    path = model / "model.safetensors"
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    if damage == "cut":
+        put(model, path.name, whole[:-1000])
+    elif damage in ("no file", "an index", "a FIFO"):
+        path.unlink()
+        if damage == "an index":
+            index = {"weight_map": {"lm_head.weight": ["../../etc/passwd"]}}
+            (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        elif damage == "a FIFO":
+            os.mkfifo(path)
+    elif damage in ("a long head", "a huge head"):
+        put(model, path.name, (length + 10**6 if damage == "a long head" else 2**63).to_bytes(8, "little") + whole[8:])
+    elif damage == "a lie":  # twice the rows in the same place
+        put(model, path.name, whole.replace(b'"shape":[49280,128]', b'"shape":[98560,128]', 1))
+    else:
+        head = b"[" * length if damage == "deep JSON" else b"\xff" * length
+        put(model, path.name, whole[:8] + head + whole[8 + length :])
+    assert refused(model).startswith(f"{model} has no usable model: ")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "null", "[]", "7", "{}", "[" * 100_000, b"\xff", '{"model": null}', '{"model": {"type": "BPE", "vocab": 7}}'],
+)
+def test_a_broken_tokenizer_is_one_sentence(model: Path, name: str, content: str | bytes) -> None:
+    put(model, name, content)
+    assert refused(model).startswith(f"{model} has no usable tokenizer: ")
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json"])
+@pytest.mark.parametrize("content", ["", "null", "[]", "7", '"x"', "[" * 100_000, b"\xff", '{"a": ' + "9" * 5000 + "}"])
+def test_a_broken_json_file_is_one_sentence(model: Path, name: str, content: str | bytes) -> None:
+    put(model, name, content)
+    assert str(model) in refused(model)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("image_mean", None, "image_mean is not three numbers"),
+        ("image_mean", [0.5, 0.5], "image_mean is not three numbers"),
+        ("image_mean", [0.5, 0.5, "x"], "image_mean is not three numbers"),
+        ("image_std", [0.5, 0.5, float("nan")], "image_std is not three numbers"),
+        ("image_std", [0.5, 0.5, 0], "image_std has a zero"),
+    ],
+)
+def test_a_broken_image_processor_is_one_sentence(model: Path, key: str, value: Any, words: str) -> None:
+    settings = json.loads((model / "processor_config.json").read_text())
+    settings["image_processor"][key] = value
+    put(model, "processor_config.json", json.dumps(settings))
+    assert words in refused(model)
+
+
+def test_a_model_that_does_not_fit_the_machine_is_told_before_it_is_loaded(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspect, "machine_memory", lambda: 10**7)
+    assert refused(model) == f"{model} needs 0.031 GB of memory, and this machine has 0.01 GB"
+    check_model(model, bytes_per_weight=1)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 3 * 2**20),
+        ({"memory.max": "1048576\n"}, 2**20),
+        ({"memory.max": "max\n"}, 3 * 2**20),
+        ({"memory/memory.limit_in_bytes": "2097152\n"}, 2**21),
+    ],
+)
+def test_the_machines_memory_is_the_control_groups_where_that_is_less(
+    tmp_path: Path, files: dict[str, str], expected: int
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  2048 kB\nMemFree: 9 kB\nSwapTotal:   1024 kB\n")
+    for name, content in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    assert inspect.machine_memory(tmp_path) == expected
 
 
 @pytest.mark.parametrize(

@@ -70,12 +70,35 @@ def test_a_killed_run_resumes_to_the_same_weights(uninterrupted: Path, tmp_path:
     assert train_losses[0] == train_losses[1]
 
 
+# In the middle of writing lora_adapter, and behind it.
+@pytest.mark.parametrize("name", ["adapter_config.json", "summary.json"])
+def test_a_training_killed_behind_its_last_step_is_only_finished(
+    uninterrupted: Path, tmp_path: Path, name: str
+) -> None:
+    assert _train(tmp_path, f"write:{name}").returncode == -signal.SIGKILL
+    assert (tmp_path / "lora_adapter").exists() == (name == "summary.json")
+
+    resumed = _train(tmp_path)
+
+    assert resumed.returncode == 0, resumed.stderr
+    assert {line.split()[0] for line in resumed.stdout.splitlines()} <= {"15"}, "no step is to be done again"
+    assert _weights(tmp_path) == _weights(uninterrupted)
+    summaries = [json.loads((out / "logs" / "summary.json").read_text()) for out in (tmp_path, uninterrupted)]
+    assert summaries[0] == summaries[1]
+    losses, steps = ([[line.get(key) for line in _log(out)] for out in (tmp_path, uninterrupted)]
+                     for key in ("loss", "step"))  # fmt: skip
+    assert losses[0] == losses[1]
+    assert steps[0] == steps[1]
+
+
 def test_the_best_checkpoint_is_the_one_kept(uninterrupted: Path) -> None:
     summary = json.loads((uninterrupted / "logs" / "summary.json").read_text())
     evaluations = {line["step"]: line["eval_accuracy"] for line in _log(uninterrupted) if "eval_accuracy" in line}
     assert list(evaluations) == [5, 10, 15]
     assert summary["accuracy"] == max(evaluations.values()) == evaluations[summary["best_step"]]
-    assert not (uninterrupted / "checkpoints").exists()
+    # They stay until the stage's record stands: a kill before it has them to go on from.
+    left = {path.name for path in (uninterrupted / "checkpoints").iterdir()}
+    assert left == {f"checkpoint-{step}" for step in (15, summary["best_step"])}
 
 
 def test_evaluation_says_what_each_class_got(uninterrupted: Path) -> None:
@@ -134,6 +157,40 @@ def test_a_checkpoint_without_marker_or_with_a_changed_file_does_not_count(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
+@pytest.mark.parametrize("marker", [b"[]", b"null", b"7", b"{}", b'"x"', b"\xff", b"[" * 100_000, b'{"weights": []}'])
+def test_a_checkpoint_with_a_marker_that_is_none_does_not_count(tmp_path: Path, marker: bytes) -> None:
+    folder = tmp_path / "checkpoint-5"
+    folder.mkdir()
+    (folder / "weights").write_text("5")
+    checkpoints.mark_complete(folder)
+    assert checkpoints.last_complete(tmp_path) == folder
+    (folder / checkpoints.MARKER).write_bytes(marker)
+    assert checkpoints.last_complete(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_whose_best_is_gone_is_not_gone_on_from(tmp_path: Path) -> None:
+    """The adapter is taken from the best one in the end."""
+    for step, best in ((5, 5), (10, 5), (15, 10)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
+        checkpoints.mark_complete(folder)
+    (tmp_path / "checkpoint-x").mkdir()  # none of ours
+    (tmp_path / "checkpoint-7").touch()
+    (tmp_path / "checkpoint-10" / checkpoints.MARKER).unlink()
+    assert checkpoints.last_complete(tmp_path) == tmp_path / "checkpoint-5"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-15", "checkpoint-5", "checkpoint-x"]
+
+
+@pytest.mark.parametrize("line", [b"[]", b"null", b"7", b'{"step": null}', b"\xff", b"[" * 100_000])
+def test_a_line_that_is_none_ends_the_log_that_is_gone_on_with(tmp_path: Path, line: bytes) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    _drop_after(log, 5)
+    assert log.read_bytes() == b'{"step": 1}\n'
+
+
 STEPS = Path(__file__).parent / "train_steps.py"
 SAME_STEP = 3e-5
 """Largest difference of a parameter's gradient, two processes from one, over the gradient's norm; measured 3.1e-6."""
@@ -188,7 +245,6 @@ def test_two_processes_take_the_step_that_one_takes(tiny: Path, tmp_path: Path, 
     assert "checkpoint-2 rng_state_0.pth rng_state_1.pth" in main.splitlines()
     assert other == ""
     assert (tmp_path / "lora_adapter" / "adapter_model.safetensors").exists()
-    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_bf16_holds_for_the_vision_half_and_not_for_the_evaluation(

@@ -1,12 +1,14 @@
 """Trains a tiny model on made-up canvases: ``python train_once.py OUT [KILL]``, run as a process of its own.
 
-KILL is ``step:N`` (SIGKILL to itself after optimizer step N) or ``save:N`` (in the middle of saving checkpoint N).
+KILL is ``step:N`` (SIGKILL to itself after optimizer step N), ``save:N`` (in the middle of saving checkpoint N) or
+``write:NAME`` (before that file is written, at the end).
 """
 
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import transformers
@@ -16,6 +18,7 @@ from pipeline.models.smolvlm.embedded import build_model, build_tokenizer
 from pipeline.models.smolvlm.encoding import make_encoder
 from pipeline.models.smolvlm.folder import VisionGeometry
 from pipeline.recipe import TrainSettings
+from pipeline.training import train as training
 from pipeline.training.train import Example, train
 
 COLORS = {"water": (0, 0, 200), "land": (120, 90, 40), "fire": (240, 80, 0), "wood": (90, 50, 20), "metal": (150,) * 3}
@@ -53,6 +56,12 @@ def main(out: Path, kill: str = "") -> None:
         if moment == "step" and done == int(number):
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def dying_write(path: Path, value: Any) -> None:
+        if moment == "write" and path.name == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_json(path, value)
+
+    write_json, training.write_json = training.write_json, dying_write
     transformers.Trainer._save_rng_state = dying_save
     tokenizer = build_tokenizer()
     encoder = make_encoder(Contract(), tokenizer, GEOMETRY)

@@ -1,12 +1,16 @@
 """A stage runs when it must, and only then."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 import pipeline.workflow.stage as stages
+from pipeline.core.errors import UserError
+from pipeline.core.files import shown
 from pipeline.workflow.stage import Stage
+from pipeline.workflow.work import _drop_stale_checkpoints, drop_checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +69,103 @@ def test_an_output_that_is_not_what_was_made_runs_it_again(tmp_path: Path, work:
     run(tmp_path, work, [])
     assert work.times == 2
     assert file.read_text() == "made"
+
+
+@pytest.mark.parametrize("damage", ["change", "remove", "add"])
+def test_what_was_changed_is_said_and_not_gone_on_from(tmp_path: Path, work: Counter, damage: str) -> None:
+    said: list[str] = []
+    run(tmp_path, work, said)
+    names = {"change": "file", "remove": "file", "add": "stranger\n"}
+    path = tmp_path / "out" / names[damage]
+    path.unlink() if damage == "remove" else path.write_text("else")
+
+    def look() -> str:
+        assert not (tmp_path / "out").exists(), "the work would go on from what was edited"
+        return work()
+
+    Stage("s", {"k": 1}, look, ("out",)).run(tmp_path, lambda _, text: said.append(text))
+    assert said[1] == f"{shown(f'out/{path.name}')} changed since it was made: made again"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+
+
+def test_only_the_outputs_that_were_changed_are_removed(tmp_path: Path) -> None:
+    def work() -> str:
+        for name in ("a", "b"):
+            (tmp_path / name).write_text(name + (tmp_path / name).read_text() if (tmp_path / name).exists() else name)
+        return "made it"
+
+    stage, said = Stage("s", {}, work, ("a", "b")), list[str]()
+    stage.run(tmp_path, lambda *_: None)
+    (tmp_path / "a").write_text("edited")
+    stage.run(tmp_path, lambda _, text: said.append(text))
+    assert said[0] == "a changed since it was made: made again"
+    assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["a", "bb"]
+
+
+@pytest.mark.parametrize(
+    "record", [b"[]", b"null", b"7", b'"x"', b"\xff", b"[" * 100_000, b'{"wanted": 1}', b'{"made": []}', "a FIFO"]
+)
+def test_a_record_that_is_none_runs_it_again(tmp_path: Path, work: Counter, record: bytes | str) -> None:
+    run(tmp_path, work, [])
+    path = tmp_path / "stages" / "s.json"
+    if isinstance(record, str):
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(UserError, match="is a FIFO"):
+            run(tmp_path, work, [])
+        path.unlink()
+    else:
+        path.write_bytes(record)
+    run(tmp_path, work, [])
+    assert work.times == 2 + isinstance(record, str)
+
+
+@pytest.mark.parametrize("key", ["made", "result", "wanted"])
+@pytest.mark.parametrize("value", [None, [], 7, {}, {"out/file": None}])
+def test_a_record_with_a_value_that_is_none_runs_it_again(
+    tmp_path: Path, work: Counter, key: str, value: object
+) -> None:
+    run(tmp_path, work, [])
+    path = tmp_path / "stages" / "s.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    run(tmp_path, work, [])
+    assert work.times == 2
+
+
+def test_what_is_only_for_a_killed_stage_is_cleaned_behind_its_record(tmp_path: Path) -> None:
+    record, seen = tmp_path / "stages" / "s.json", list[bool]()
+
+    def work() -> str:
+        (tmp_path / "out").write_text("made")
+        return "made it"
+
+    def killed() -> None:
+        seen.append(record.exists())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Stage("s", {}, work, ("out",), killed).run(tmp_path, lambda *_: None)
+    again = Stage("s", {}, lambda: pytest.fail("it is done"), ("out",), lambda: seen.append(record.exists()))
+    again.run(tmp_path, lambda *_: None)
+    other = tmp_path / "other"
+    Stage("s", {}, again.work, ("out",), lambda: seen.append(True)).run(other, lambda *_: None, [tmp_path])
+    assert seen == [True] * 3
+
+
+@pytest.mark.parametrize("owner", [b"mine", b"another", b"\xff", None])
+def test_checkpoints_go_when_their_training_is_on_record(tmp_path: Path, owner: bytes | None) -> None:
+    """Those of another training, which was killed, are what it goes on from."""
+    folder = tmp_path / "checkpoints"
+    (folder / "checkpoint-5").mkdir(parents=True)
+    if owner is not None:
+        (folder / "owner").write_bytes(owner)
+    drop_checkpoints(folder, "mine")
+    assert folder.exists() == (owner != b"mine")
+    _drop_stale_checkpoints(folder, "mine")
+    assert [path.name for path in folder.iterdir()] == ["owner"]
+    (folder / "checkpoint-6").mkdir()
+    _drop_stale_checkpoints(folder, "mine")
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-6", "owner"]
 
 
 def test_changed_code_runs_it_again(tmp_path: Path, work: Counter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 from pipeline.contract import Tiling
 from pipeline.core.errors import CheckFailed, UserError
 from pipeline.models.smolvlm.folder import load_model, load_tokenizer, read_geometry
+from pipeline.models.smolvlm.inspect import check_adapter
 from pipeline.models.smolvlm.lora import MERGE_TOLERANCE, MergeReport, attach, check_merge, merge, unload
 from pipeline.recipe import TrainSettings
 
@@ -131,6 +134,7 @@ def test_the_parts_asked_for_train_and_the_merge_keeps_them(states: tuple[str, .
     training = attach(small(), settings(states))
     assert trained(training) == expected(states, tied=True)
     learn(training).save_pretrained(tmp_path)
+    check_adapter(small(), tmp_path)
     adapted = PeftModel.from_pretrained(small(), tmp_path).eval()
     with_adapter = logits(adapted)
     torch.testing.assert_close(with_adapter, logits(training), atol=1e-5, rtol=1e-5)
@@ -150,6 +154,7 @@ def test_a_model_with_an_output_layer_of_its_own(state: str, tmp_path: Path) -> 
     training = attach(small(tied=False), settings(states))
     assert trained(training) == expected(states, tied=False)
     learn(training).save_pretrained(tmp_path)
+    check_adapter(small(tied=False), tmp_path)
     adapted = PeftModel.from_pretrained(small(tied=False), tmp_path).eval()
     with_adapter = logits(adapted)
     merged = unload(adapted)
@@ -271,3 +276,53 @@ def test_two_adapters_for_one_tensor_are_found_out(tiny: Path, adapters: dict[st
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckFailed, match="two different adapters for the token table and the output layer"):
         merge(tiny, parted, tmp_path / "out", Tiling(), read_geometry(tiny))
+
+
+def change_adapter(folder: Path, **values: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    change(weights)
+    save_file(weights, folder / "adapter_model.safetensors")
+
+
+Q_PROJ = "base_model.model.model.text_model.layers.0.self_attn.q_proj.lora_A.weight"
+BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another rank": (lambda folder: change_adapter(folder, r=8), ".weight is [16, "),
+    "a huge rank": (lambda folder: change_adapter(folder, r=10**12), "r is 1000000000000, not a whole number from 1"),
+    "no rank": (lambda folder: change_adapter(folder, r=None), "r is null, not a whole number from 1"),
+    "no object": (lambda folder: (folder / "adapter_config.json").write_text("[]") and None, "holds no JSON object"),
+    "an unknown kind": (lambda folder: change_adapter(folder, peft_type="NO SUCH"), "cannot be put on"),
+    "cut": (
+        lambda folder: os.truncate(folder / "adapter_model.safetensors", 10_000),
+        "adapter_model.safetensors is cut or damaged",
+    ),
+    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "holds no adapter"),
+    "a base of another width": (
+        lambda folder: change_weights(folder, lambda weights: weights.update({Q_PROJ: torch.zeros(16, 64)})),
+        "model.text_model.layers.0.self_attn.q_proj.lora_A.weight is [16, 64], not [16, 128]: train again",
+    ),
+    "a layer too many": (
+        lambda folder: change_weights(
+            folder, lambda weights: weights.update({Q_PROJ.replace("layers.0", "layers.9"): torch.zeros(16, 128)})
+        ),
+        "model.text_model.layers.9.self_attn.q_proj.lora_A.weight is [16, 128], not [16, 0]: train again",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_an_adapter_that_does_not_fit_is_one_sentence(
+    tiny: Path, adapters: dict[str, Path], tmp_path: Path, how: str
+) -> None:
+    adapter = shutil.copytree(adapters["recipe"], tmp_path / "adapter")
+    spoil, words = BROKEN[how]
+    spoil(adapter)
+    with pytest.raises(UserError) as error:
+        merge(tiny, adapter, tmp_path / "out", Tiling(), read_geometry(tiny))
+    assert words in str(error.value)
+    assert str(adapter) in str(error.value)
+    assert "\n" not in str(error.value)
