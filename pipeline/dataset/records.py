@@ -36,6 +36,7 @@ Progress = Callable[[int, int], None]
 
 SCHEMA_VERSION = 2
 SPLITS = ("train", "val", "test")
+PLACES = 3  # told one by one; ten lines for one cause hide the others
 SHOWN = 20  # problems printed in full; a folder of the wrong kind has one for each file
 STORED_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 HEX = r"^([0-9a-f]{64})?$"
@@ -104,22 +105,31 @@ class Problems:
 
     def __init__(self, where: str) -> None:
         self._where = where
-        self._found: list[str] = []
+        self._found: dict[str, list[str]] = {}
+        """What is wrong -> where."""
 
     def add(self, place: str, text: str) -> None:
         """``place``: file, record and key. One line, whatever the names in it are."""
-        self._found.append(shown(f"{place}: {text}"))
+        self._found.setdefault(shown(text), []).append(shown(place))
 
     def raise_any(self) -> None:
-        """Raise UserError if there are any: the first 20 in full, then how many more."""
+        """Raise UserError if there are any: the first 20 in full, then how many more. What is wrong in more than
+        PLACES places has one line."""
         if not self._found:
             return
-        if len(self._found) == 1:
-            raise UserError(f"{self._where}: {self._found[0]}")
-        lines = [f"{self._where} has {len(self._found)} problems:", *self._found[:SHOWN]]
-        if len(self._found) > SHOWN:
-            lines.append(f"... and {len(self._found) - SHOWN} more")
-        raise UserError("\n  ".join(lines))
+        lines: list[str] = []
+        for text, places in self._found.items():
+            more = len(places) - 1
+            if more >= PLACES:
+                lines.append(f"{places[0]} and {more} more places: {text}")
+            else:
+                lines += [f"{place}: {text}" for place in places]
+        count = sum(map(len, self._found.values()))
+        if count == 1:
+            raise UserError(f"{self._where}: {lines[0]}")
+        if len(lines) > SHOWN:
+            lines = [*lines[:SHOWN], f"... and {len(lines) - SHOWN} more"]
+        raise UserError("\n  ".join([f"{self._where} has {count} problems:", *lines]))
 
 
 class Entry(NamedTuple):

@@ -336,12 +336,25 @@ def test_problems_of_all_files_are_reported_together(plain: tuple[Path, Lists], 
 def test_a_flood_of_problems_is_cut(plain: tuple[Path, Lists], contract: Contract) -> None:
     folder, lists = plain
     record = lists["train"][0]
-    lists["train"] += [record | {"image_id": f"x{i}", "element": "earth"} for i in range(50)]
+    lists["train"] += [record | {"image_id": f"x{i}", "element": f"earth {i}"} for i in range(50)]
     write(folder, lists)
     lines = message(folder, contract).splitlines()
     assert lines[0].endswith("has 50 problems:")
     assert len(lines) == 22
     assert lines[-1] == "  ... and 30 more"
+
+
+def test_one_cause_in_many_places_is_one_line(plain: tuple[Path, Lists], contract: Contract) -> None:
+    folder, lists = plain
+    record = lists["train"][0]
+    lists["train"] += [record | {"image_id": f"x{i}", "element": "earth"} for i in range(50)]
+    lists["train"] += [record | {"image_id": f"y{i}", "element": "air"} for i in range(3)]
+    write(folder, lists)
+    first, many, *few = message(folder, contract).splitlines()
+    assert first.endswith("has 53 problems:")
+    place = f"train.json record {len(lists['train']) - 52} (id x0), element"
+    assert many.strip().startswith(f"{place} and 49 more places: unknown label 'earth'")
+    assert len(few) == 3
 
 
 # --- load_rgb --------------------------------------------------------------------------------------------------------
