@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 @pytest.fixture
-def trials(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Trials]:
-    """Tries cases of a kind; fails the test at its end where one did not go well."""
+def trials(tmp_path: Path) -> Iterator[Trials]:
+    """Tries cases of a kind, and fails the test at its end where one did not go well."""
     made = Trials(tmp_path)
     yield made
     made.close()
-    if made.bad:
-        pytest.fail(made.report(), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Fail a test whose :func:`trials` did not all go well."""
+    result = yield
+    trials = pyfuncitem.funcargs.get("trials")
+    if isinstance(trials, Trials) and trials.bad:
+        pytest.fail(trials.report(), pytrace=False)
+    return result

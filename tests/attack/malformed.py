@@ -130,7 +130,7 @@ def json_cases(text: bytes | str, wrap: Callable[[bytes], bytes] = bytes) -> lis
             found.append(case(f"{place}: twice", _twice, value, path))
         if isinstance(inside(value, path), dict):
             for key in ("unknown", "", "\ud800", "k" * 100_000):
-                found.append(case(f"{place}: and the key {ascii(key[:9])}", _more, value, path, key))
+                found.append(case(f"{place}: and the key {key[:9]!a}", _more, value, path, key))
     return found
 
 

@@ -41,7 +41,7 @@ def table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     """The lines of the table: a kind each, then all together. No lines where nothing was tried."""
     if not counts:
         return []
-    rows = sorted(counts.items()) + [("all", sum((Counter(own) for own in counts.values()), Counter()))]
+    rows = [*sorted(counts.items()), ("all", sum((Counter(own) for own in counts.values()), Counter()))]
     wide = max(len(kind) for kind, _ in rows)
     lines = ["  ".join(["kind".ljust(wide), *(heading.rjust(len(heading)) for heading in COUNTS.values())])]
     for kind, own in rows:

@@ -92,7 +92,7 @@ def tried(reader: Callable[[], object], seconds: float = SECONDS) -> Outcome:
         raise
     except BaseException as error:
         count = COUNT_OF.get(type(error), "tracebacks")
-        return Outcome(count, f"{type(error).__name__}: {error}"[:300], _where(error))
+        return Outcome(count, f"{type(error).__name__}: {' '.join(str(error).split())}"[:300], _where(error))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -126,7 +126,8 @@ class Room:
         """Let the reader read ``path``."""
         if self._process is None:
             self._open()
-        assert self._pipe and self._process
+        assert self._pipe
+        assert self._process
         try:
             self._pipe.send(path)
             if self._pipe.poll(self._seconds + 10):
@@ -202,7 +203,7 @@ class Trials:
         return self._rooms[-1]
 
     def run(self, kind: str, room: Room, target: Path, cases: Iterable[Case]) -> None:
-        """Put each case's file at ``target`` and let the room read it. What stood there stands there again afterwards."""
+        """Put each case's file at ``target`` and let the room read it; then put back what stood there."""
         original = target.read_bytes() if target.is_file() else None
         for case in cases:
             clear(target)
