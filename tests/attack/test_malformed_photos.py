@@ -121,9 +121,22 @@ def test_an_import_names_the_bad_photo(depth: str, tmp_path: Path, trials: Trial
 
 
 NAMES = [
-    b"bad\xff.png", b"bad\n.png", b"bad\x1b[31m.png", b"bad .png ", b"bad" + b"x" * 248 + b".png", b"bad\xed\xa0\x80.png",
-    "bäd.png".encode(), b"bad'\".png", b"bad\\.png", b"bad:.png", b"C:bad.png", b"-bad.png", b"bad.PNG", b"bad..png", b"~bad.png",
-]  # fmt: skip
+    b"bad\xff.png",
+    b"bad\n.png",
+    b"bad\x1b[31m.png",
+    b"bad .png ",
+    b"bad" + b"x" * 248 + b".png",
+    b"bad\xed\xa0\x80.png",
+    "bäd.png".encode(),
+    b"bad'\".png",
+    b"bad\\.png",
+    b"bad:.png",
+    b"C:bad.png",
+    b"-bad.png",
+    b"bad.PNG",
+    b"bad..png",
+    b"~bad.png",
+]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
@@ -158,13 +171,38 @@ def test_a_file_that_is_no_photo_does_not_end_an_import(name: bytes, tmp_path: P
         try:
             made = import_photos(folder, tmp_path / "out", CONTRACT, val_fraction=0.3)
         except UserError as error:
-            if "xff" not in str(error) and "udcff" not in str(error):
+            if "xff" not in str(error) and "udcff" not in ascii(str(error)):
                 raise Lost(f"it is not named: {error}") from None
         else:
             if len(made.train) + len(made.val) != 12:
                 raise Lost(f"{len(made.train) + len(made.val)} of 12 photos are there")
 
     trials.note("photo", f"the name {name!r}", tried(read, 20))
+
+
+@pytest.mark.parametrize("place", [b"water/more\xff", b"\xff"], ids=ascii)
+def test_a_folder_of_an_odd_name_is_imported_or_named(place: bytes, tmp_path: Path, trials: Trials) -> None:
+    folder = photo_folder(tmp_path / "photos")
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/" + place))
+    odd.mkdir()
+    shutil.copyfile(folder / "water" / "0.png", odd / "more.png")
+
+    def read() -> None:
+        try:
+            import_photos(folder, tmp_path / "out", CONTRACT, val_fraction=0.3)
+        except UserError as error:
+            if "xff" not in str(error) and "udcff" not in ascii(str(error)):
+                raise Lost(f"it is not named: {error}") from None
+        else:
+            raise Lost("its photo is not in the dataset")
+
+    trials.note("photo", f"the folder {place!r}", tried(read, 20))
+
+
+def test_photos_in_a_folder_whose_name_is_not_utf_8_are_imported_or_refused(tmp_path: Path, trials: Trials) -> None:
+    folder = photo_folder(Path(os.fsdecode(os.fsencode(tmp_path) + b"/photos\xff")))
+    imports = partial(import_photos, folder, tmp_path / "out", CONTRACT, val_fraction=0.3)
+    trials.note("photo", "the photos' own folder", tried(imports, 20))
 
 
 @DEPTHS
@@ -195,6 +233,8 @@ def _import_counted(folder: Path, out: Path, labels: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     made = import_photos(folder, out, CONTRACT, val_fraction=0.3)
     copies = json.loads((out / "metadata.json").read_text())["copies"]
+    if not labels.exists():
+        raise Lost("labels.json is a link that leads nowhere, and was left out without a word")
     stated = json.loads(labels.read_text())
     if len(made.train) + len(made.val) + len(copies) != len(stated):
         raise Lost(f"{len(made.train) + len(made.val)} of {len(stated)} photos are there")
@@ -250,10 +290,7 @@ def test_a_dataset_is_read_or_refused(name: str, depth: str, dataset: Path, tmp_
     data = target.read_bytes()
     room = trials.room(partial(read_counted, folder), seconds=20)
     assert not room.attempt(target).refused, "the dataset is not read as it is"
-    if name.endswith(".png"):
-        cases = cases_of("rgb.png", data)
-    else:
-        cases = json_cases(data) + byte_cases(data)
+    cases = cases_of("rgb.png", data) if name.endswith(".png") else json_cases(data) + byte_cases(data)
     if name == "test.json":
         cases += [of_bytes(what, swapped_records, change, data) for what, change in RECORDS.items()]
     there: list[Case] = place_cases()
