@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from headers import gguf_text
 from PIL import Image
 
 from parity.compare.ladder import LadderHeader, LadderWriter, Measured, NoiseFloor, Spread, header_digest
@@ -26,7 +27,6 @@ from pipeline.core.files import sha256_bytes, sha256_file, write_json
 from pipeline.core.provenance import versions
 from pipeline.dataset.records import SCHEMA_VERSION, Record, read_dataset, stored_settings
 from pipeline.export.convert import KEY_WEIGHTS
-from pipeline.export.verify import gguf_string
 
 CONTRACT = Contract()
 LABELS = CONTRACT.labels
@@ -122,7 +122,7 @@ def headers(digest: str, bundle: Path | None, images: int = IMAGES) -> tuple[Hea
     """Both sides' headers, as the engines make them. Without a bundle, of files that are nowhere."""
     ggufs = sorted(bundle.glob("*.gguf")) if bundle else []
     hashes = {("mmproj" if path.name.startswith("mmproj-") else "model"): sha256_file(path) for path in ggufs}
-    weights = gguf_string(ggufs[0], KEY_WEIGHTS) if ggufs else "5" * 64
+    weights = gguf_text(ggufs[0].read_bytes(), KEY_WEIGHTS) if ggufs else "5" * 64
     common: Line = {
         "contract_sha256": CONTRACT.digest,
         "dataset_sha256": digest,
