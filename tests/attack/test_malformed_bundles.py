@@ -188,6 +188,7 @@ def opened(model: Path, pair: tuple[Path, Path], _: Path) -> None:
     """Open a pair that nobody knows, as the candidate's side does."""
     from parity.engines.pair import open_llamacpp
 
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # no debugger is asked where it died
     with open_llamacpp(model, *pair, CONTRACT, "0" * 64):
         pass
 
