@@ -210,7 +210,33 @@ def merged(folder: Path, out: Path, _: Path) -> None:
 
 
 KEYS = set(
-    ["architectures", "attention_dropout", "dtype", "head_dim", "hidden_act", "hidden_size", "image_size", "image_token_id", "initializer_range", "intermediate_size", "max_position_embeddings", "model_type", "num_attention_heads", "num_channels", "num_hidden_layers", "num_key_value_heads", "pad_token_id", "patch_size", "rms_norm_eps", "rope_parameters", "scale_factor", "text_config", "tie_word_embeddings", "vision_config", "vocab_size"]
+    [
+        "architectures",
+        "attention_dropout",
+        "dtype",
+        "head_dim",
+        "hidden_act",
+        "hidden_size",
+        "image_size",
+        "image_token_id",
+        "initializer_range",
+        "intermediate_size",
+        "max_position_embeddings",
+        "model_type",
+        "num_attention_heads",
+        "num_channels",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "pad_token_id",
+        "patch_size",
+        "rms_norm_eps",
+        "rope_parameters",
+        "scale_factor",
+        "text_config",
+        "tie_word_embeddings",
+        "vision_config",
+        "vocab_size",
+    ]
 )
 """What decides which model is built."""
 HUGE = {"a million": "1000000", "a thousand million": "1000000000", "2**40": str(2**40)}
