@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from headers import gguf_text
 from PIL import Image
+from pydantic import ValidationError
 
 from parity.compare.ladder import LadderHeader, LadderWriter, Measured, NoiseFloor, Spread, header_digest
 from parity.results import Header, ResultsWriter, Row, label_kl
@@ -339,8 +341,11 @@ def remake(run: Run) -> None:
     for path in run.sides:
         reseal(path)
     if run.ladder.exists():
-        stated = [header_digest(Header.model_validate(read(path)[0])) for path in run.sides]
-        edit_header(run.ladder, lambda header: header.update(reference_sha256=stated[0], candidate_sha256=stated[1]))
+        with suppress(ValidationError):  # a header that no reader takes
+            stated = [header_digest(Header.model_validate(read(path)[0])) for path in run.sides]
+            edit_header(
+                run.ladder, lambda header: header.update(reference_sha256=stated[0], candidate_sha256=stated[1])
+            )
         reseal(run.ladder)
 
 

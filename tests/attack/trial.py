@@ -5,6 +5,7 @@ that dies (``tracebacks``), a reader that does not come back (``hangs``), and wh
 (:class:`Lost`, :class:`FalsePass`, :class:`WrongCode`).
 """
 
+import faulthandler
 import multiprocessing
 import os
 import re
@@ -163,6 +164,7 @@ class Room:
 
 def _serve(pipe: Connection, reader: Callable[[Path], object], seconds: float, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.disable()  # how a child dies is counted, not shown
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)  # the parent's threads are not here
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
