@@ -124,7 +124,7 @@ def headers(digest: str, bundle: Path | None, images: int = IMAGES) -> tuple[Hea
     """Both sides' headers, as the engines make them. Without a bundle, of files that are nowhere."""
     ggufs = sorted(bundle.glob("*.gguf")) if bundle else []
     hashes = {("mmproj" if path.name.startswith("mmproj-") else "model"): sha256_file(path) for path in ggufs}
-    weights = gguf_text(ggufs[0].read_bytes(), KEY_WEIGHTS) if ggufs else "5" * 64
+    weights = (gguf_text(ggufs[0].read_bytes(), KEY_WEIGHTS) if ggufs else None) or "5" * 64
     common: Line = {
         "contract_sha256": CONTRACT.digest,
         "dataset_sha256": digest,
