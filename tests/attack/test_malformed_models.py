@@ -77,7 +77,7 @@ def test_a_model_s_geometry_is_read_or_refused(name: str, depth: str, small: Pat
         (folder / "processor_config.json").unlink()
     data = target.read_bytes()
     room = trials.room(partial(measured, folder))
-    assert not room.attempt(target).refused, "the folder is not read as it is"
+    room.must_read(target)
     there = [case for case in place_cases() if case.name != "nothing there" or name == "config.json"]
     trials.run("model", room, target, some(json_cases(data) + byte_cases(data), depth) + there)
 
@@ -130,7 +130,7 @@ def test_a_training_resumes_from_what_is_whole(name: str, depth: str, tmp_path: 
         resumed(path, path)
 
     room = trials.room(attempt)
-    assert not room.attempt(whole).count
+    room.must_read(whole)
     for case in cases:
         root = tmp_path / "tried"
         shutil.rmtree(root, ignore_errors=True)
@@ -241,14 +241,26 @@ def config_cases(data: bytes) -> list[Case]:
     return found
 
 
-@DEPTHS
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json"])
+TORCH_DEPTHS = pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        pytest.param("model.safetensors", "quick"),
+        *(
+            pytest.param(name, "all", marks=pytest.mark.attack)
+            for name in ("config.json", "model.safetensors", "generation_config.json")
+        ),
+    ],
+)
+"""A process that imports torch takes 5 s to begin: `make test` begins two."""
+
+
+@TORCH_DEPTHS
 def test_a_model_is_loaded_or_refused(name: str, depth: str, small: Path, trials: Trials) -> None:
     folder = small / "base"
     target = folder / name
     data = target.read_bytes()
     room = trials.room(partial(loaded, folder), **TORCH)
-    assert not room.attempt(target).refused, "the model is not loaded as it is"
+    room.must_read(target)
     if name == "config.json":
         cases = config_cases(data) + byte_cases(data, 10, 10)
     elif name == "model.safetensors":
@@ -265,14 +277,14 @@ def there(depth: str) -> list[Case]:
     return [] if depth == "quick" else [case for case in place_cases() if case.name != "nothing there"]
 
 
-@DEPTHS
+@pytest.mark.attack
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_tokenizer_is_loaded_or_refused(name: str, depth: str, small: Path, trials: Trials) -> None:
+def test_a_tokenizer_is_loaded_or_refused(name: str, small: Path, trials: Trials) -> None:
     folder = small / "base"
     target = folder / name
     data = target.read_bytes()
     room = trials.room(partial(tokenized, folder), **TORCH)
-    assert not room.attempt(target).refused, "the tokenizer is not loaded as it is"
+    room.must_read(target)
     document = json.loads(data)
     raws = {
         key: VALUES[key] for key in ("null", "an empty list", "an empty object", "-1", "1e999", "a text", "a zero byte")
@@ -284,16 +296,22 @@ def test_a_tokenizer_is_loaded_or_refused(name: str, depth: str, small: Path, tr
         for what, raw in raws.items()
     ]
     cases += byte_cases(data, 6, 6)
-    trials.run("model", room, target, some(cases, "quick", 4 if depth == "quick" else 120) + there(depth))
+    trials.run("model", room, target, some(cases, "quick", 120) + there("all"))
 
 
-@DEPTHS
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        pytest.param("adapter_model.safetensors", "quick"),
+        pytest.param("adapter_config.json", "all", marks=pytest.mark.attack),
+        pytest.param("adapter_model.safetensors", "all", marks=pytest.mark.attack),
+    ],
+)
 def test_an_adapter_is_merged_or_refused(name: str, depth: str, small: Path, trials: Trials) -> None:
     target = small / "adapter" / name
     data = target.read_bytes()
     room = trials.room(partial(merged, small, small / "out"), **TORCH)
-    assert not room.attempt(target).refused, "the adapter is not merged as it is"
+    room.must_read(target)
     if name.endswith("json"):
         raws = {key: VALUES[key] for key in ("null", "an empty list", "an empty object", "-1", "0", "1e999", "a text")}
         document = json.loads(data)

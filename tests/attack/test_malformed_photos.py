@@ -42,7 +42,7 @@ def test_a_photo_is_letterboxed_or_named(name: str, depth: str, tmp_path: Path, 
     target = tmp_path / name
     target.write_bytes(photos()[name])
     room = trials.room(letterboxed, **LIMITS)
-    assert not room.attempt(target).refused, "the photo is not read as it is"
+    room.must_read(target)
     cases = some(cases_of(name, photos()[name]), depth, 12)
     if name == "rgb.png":
         cases += place_cases()
@@ -115,7 +115,7 @@ def test_an_import_names_the_bad_photo(depth: str, tmp_path: Path, trials: Trial
     ]
     room = trials.room(lambda path: imported(folder, tmp_path / "out", "water/bad.png"), **LIMITS)
     target.write_bytes(photos()["rgb.png"])
-    assert not room.attempt(target).count
+    room.must_read(target)
     there = [case for case in place_cases() if case.name not in ("nothing there", "a folder", "a link to a folder")]
     trials.run("photo", room, target, some(cases, "quick", 20 if depth == "quick" else 500) + there)
 
@@ -223,7 +223,7 @@ def test_labels_json_is_read_or_refused(depth: str, tmp_path: Path, trials: Tria
     target.write_text(json.dumps(records, indent=1))
     counted = partial(_import_counted, folder, tmp_path / "out")
     room = trials.room(counted, **LIMITS)
-    assert not room.attempt(target).refused
+    room.must_read(target)
     data = target.read_bytes()
     there = [case for case in place_cases() if case.name != "nothing there"]
     trials.run("dataset", room, target, some(json_cases(data) + byte_cases(data), depth, 40) + there)
@@ -289,7 +289,7 @@ def test_a_dataset_is_read_or_refused(name: str, depth: str, dataset: Path, tmp_
     target = folder / name
     data = target.read_bytes()
     room = trials.room(partial(read_counted, folder), seconds=20)
-    assert not room.attempt(target).refused, "the dataset is not read as it is"
+    room.must_read(target)
     cases = cases_of("rgb.png", data) if name.endswith(".png") else json_cases(data) + byte_cases(data)
     if name == "test.json":
         cases += [of_bytes(what, swapped_records, change, data) for what, change in RECORDS.items()]

@@ -141,6 +141,10 @@ class Room:
         self.close()
         return outcome
 
+    def must_read(self, path: Path) -> None:
+        """Fail where the reader does not take a file that nothing is wrong with: it would refuse every other, too."""
+        assert self.attempt(path) == Outcome()
+
     def _open(self) -> None:
         self._pipe, theirs = self._context.Pipe()
         serve = (theirs, self._reader, self._seconds, self._memory)
