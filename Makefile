@@ -63,11 +63,15 @@ given-key:
 
 .PHONY: test
 test: environment ## run the tests (some of them: TESTS="tests/test_letterbox.py -k exif")
-	@$(BIN)/pytest $(if $(TESTS),$(TESTS),--numprocesses auto -m "not slow")
+	@$(BIN)/pytest $(if $(TESTS),$(TESTS),--numprocesses auto -m "not slow and not attack")
 
 .PHONY: test-slow
 test-slow: environment ## run the tests that take longer: whole jobs, sweeps, swaps, Ray (4 minutes)
 	@$(BIN)/pytest -m slow
+
+.PHONY: attack
+attack: environment ## try malformed files, kills, full disks and forged results; ends with a table of what came of them
+	@$(BIN)/pytest --numprocesses auto -m attack $(if $(TESTS),$(TESTS),tests/attack)
 
 .PHONY: smoke
 smoke: ## run the tests that need no model on the other Pythons of the machine (1 minute each)
@@ -128,7 +132,7 @@ bench: tools ## compare speeds with Pillow, llama-mtmd-cli and llama-server
 	@$(BIN)/python -m bench
 
 .PHONY: nightly
-nightly: test-slow parity-swap parity-sweep bench docker-repro ## what takes too long for every change, in turn (2 hours; `make -k` goes on after a failure)
+nightly: test-slow parity-swap parity-sweep bench docker-repro attack ## what takes too long for every change, in turn (2 hours; `make -k` goes on after a failure)
 
 .PHONY: lock
 lock: environment ## write locks/ again from pyproject.toml (newer versions: UPGRADE=1)
