@@ -60,6 +60,8 @@ WAIT_SECONDS = 2.0
 
 def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: bool, wait: bool = False) -> "Build":
     """The run of a recipe file, ready to start. ``wait``: where another process has its folder, until that is done."""
+    import tempfile
+
     from rich.console import Console
 
     from pipeline.core.files import FolderInUse, clear_left, lock
@@ -68,6 +70,12 @@ def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: b
     from pipeline.recipe import load_recipe
     from pipeline.workflow.build import Build
 
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # torch would not even load
+        raise UserError(
+            "no folder for temporary files can be written, neither $TMPDIR nor /tmp nor /var/tmp: set TMPDIR to one"
+        ) from None
     image = container_image()
     loaded = load_recipe(recipe, tuple(assignments or ()))
     root = runs / loaded.name

@@ -176,13 +176,6 @@ class Contract(Frozen):
                 raise ValueError(f"label {label!r} stands more than once (case does not count)")
         return labels
 
-    @field_validator("prompt_template", "media_marker", "answer_prefix")
-    @classmethod
-    def _text(cls, text: str) -> str:
-        if "\0" in text:
-            raise ValueError("has a zero byte in it, where llama.cpp would end and Hugging Face go on")
-        return text
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         markers = self.prompt_template.count(self.media_marker)
