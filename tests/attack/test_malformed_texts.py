@@ -45,6 +45,8 @@ from pipeline.core.files import canonical_json
 from pipeline.dataset.records import Record, read_dataset
 from pipeline.recipe import load_recipe
 
+PIPE_SECONDS = 45
+"""Longest that a reader may take: results may come through a pipe, which is given half a minute to begin."""
 SMALL = 8
 """Images of the files that are damaged."""
 
@@ -266,7 +268,7 @@ def test_a_reader_says_what_is_wrong(reader: str, depth: str, mine: Run, trials:
     kind, file, read, cases = READERS[reader]
     prepare(mine)
     target = mine.root / file
-    room = trials.room(partial(read, mine))
+    room = trials.room(partial(read, mine), seconds=PIPE_SECONDS)
     room.must_read(target)
     trials.run(kind, room, target, some(cases(target.read_bytes()), depth))
 
