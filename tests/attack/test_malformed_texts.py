@@ -32,10 +32,12 @@ from malformed import (
     with_raw,
 )
 from trial import Case, Outcome, Room, Trials, clear
+from typer.testing import CliRunner
 
+from parity.cli import app
 from parity.compare.ladder import LadderWriter, Measured, read_ladder
-from parity.judge.baseline import make_baseline, read_baseline, write_baseline
-from parity.judge.judge import judge, write_verdict
+from parity.judge.baseline import read_baseline
+from parity.judge.judge import judge
 from parity.report.saved import read_saved, read_verdict
 from parity.results import ResultsWriter, Row, read_results
 from pipeline.contract import load_contract
@@ -43,6 +45,8 @@ from pipeline.core.files import canonical_json
 from pipeline.dataset.records import Record, read_dataset
 from pipeline.recipe import load_recipe
 
+PIPE_SECONDS = 45
+"""Longest that a reader may take: results may come through a pipe, which is given half a minute to begin."""
 SMALL = 8
 """Images of the files that are damaged."""
 
@@ -111,11 +115,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
     make_dataset(run.dataset, SMALL)
     read = read_dataset(run.dataset, CONTRACT)
     write_files(run.parity, read.test, read.digest, None, 1)
-    ours, theirs = (read_results(path) for path in run.sides)
-    verdict = judge(ours, theirs, CONTRACT, [], read_ladder(run.ladder))
-    write_verdict(verdict, run.verdict)
-    if verdict.status != "REFUSED":
-        write_baseline(make_baseline(verdict, theirs), run.root / "baseline.json")
+    sides = [str(path) for path in run.sides]
+    CliRunner().invoke(app, ["judge", *sides, "--out", str(run.verdict)])
+    CliRunner().invoke(app, ["baseline", *sides, "--out", str(run.root / "baseline.json")])
     return run
 
 
@@ -266,7 +268,7 @@ def test_a_reader_says_what_is_wrong(reader: str, depth: str, mine: Run, trials:
     kind, file, read, cases = READERS[reader]
     prepare(mine)
     target = mine.root / file
-    room = trials.room(partial(read, mine))
+    room = trials.room(partial(read, mine), seconds=PIPE_SECONDS)
     room.must_read(target)
     trials.run(kind, room, target, some(cases(target.read_bytes()), depth))
 
