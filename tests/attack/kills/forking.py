@@ -1,0 +1,247 @@
+"""Programs that begin at once: one process imports all that is heavy and forks for each command line.
+
+``python forking.py SOCKET`` is the process that forks; :class:`Forks` is the test's side. What is forked runs the real
+``main()`` of the command line in a process group of its own, and ends as any program does.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from watching import Decide, Watcher, be_watched
+
+ROOT = Path(__file__).parents[3]
+LONGEST = 300.0
+"""Seconds after which a program counts as hanging; the longest of these works takes 30."""
+
+
+@dataclass
+class Ended:
+    """How a program ended."""
+
+    code: int
+    """The exit code; minus the signal's number where one ended it."""
+    out: str
+    err: str
+    hung: bool = False
+    counts: dict[str, int] = field(default_factory=dict)
+    """What it did, by name: ``step`` of training, rows appended to each file."""
+
+    @property
+    def traceback(self) -> bool:
+        """Whether a user saw one."""
+        return "Traceback (most recent call last)" in self.out + self.err
+
+
+class Program:
+    """A program that runs."""
+
+    def __init__(self, connection: socket.socket, place: Path, watcher: Watcher | None, pid: int) -> None:
+        self.pid = pid
+        self._connection, self._place, self._watcher = connection, place, watcher
+
+    def send(self, number: int) -> None:
+        """Send a signal to the process group, as a terminal does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def wait(self, longest: float = LONGEST) -> Ended:
+        """Wait for the end; what takes longer than ``longest`` seconds is killed and counts as hanging."""
+        self._connection.settimeout(longest)
+        hung = False
+        try:
+            data = self._connection.recv(64)
+        except TimeoutError:
+            hung = True
+            self.send(signal.SIGKILL)
+            self._connection.settimeout(10)
+            data = self._connection.recv(64)
+        self._connection.close()
+        if self._watcher:
+            self._watcher.join(10)
+            if self._watcher.failure:
+                raise self._watcher.failure
+        counts: dict[str, int] = {}
+        for line in _read(self._place / "counts").splitlines():
+            counts[line] = counts.get(line, 0) + 1
+        code = os.waitstatus_to_exitcode(int(data))
+        return Ended(code, _read(self._place / "out"), _read(self._place / "err"), hung, counts)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+class Forks:
+    """Starts programs; made by :func:`forks`."""
+
+    def __init__(self, address: str, scratch: Path) -> None:
+        self._address, self._scratch = address, scratch
+
+    def start(
+        self, *words: str | Path, cwd: Path, watched: Path | None = None, decide: Decide | None = None,
+        user: int | None = None, environment: dict[str, str] | None = None,
+    ) -> Program:  # fmt: skip
+        """Start ``pipeline ...`` or ``parity ...`` in a folder.
+
+        ``decide`` is asked before every call that changes a file in ``watched``; ``user``: whose program it is.
+        """
+        place = Path(tempfile.mkdtemp(dir=self._scratch))
+        place.chmod(0o777)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.connect(self._address)
+        request = {
+            "words": [str(word) for word in words], "cwd": str(cwd), "place": str(place), "user": user,
+            "watched": watched is not None, "environment": environment or {},
+        }  # fmt: skip
+        connection.sendall(json.dumps(request).encode())
+        pid, watcher = 0, None
+        while not pid or (watched is not None and watcher is None):  # the one comes from the fork, one from its parent
+            said, handles, _, _ = socket.recv_fds(connection, 64, 1)
+            if handles:
+                assert watched is not None
+                assert decide is not None
+                watcher = Watcher(handles[0], watched, decide)
+                watcher.start()
+            else:
+                assert not pid, f"it ended before it began: {_read(place / 'err')}"
+                pid = int(said)
+        return Program(connection, place, watcher, pid)
+
+    def run(self, *words: str | Path, cwd: Path, **options: Any) -> Ended:
+        """Start a program and wait for its end."""
+        return self.start(*words, cwd=cwd, **options).wait()
+
+
+@contextlib.contextmanager
+def forks(scratch: Path) -> Iterator[Forks]:
+    """The process that forks, until the block ends."""
+    address = str(scratch / "forks")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, __file__, address]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline(), "the process that forks did not begin"
+            yield Forks(address, scratch)
+        finally:
+            process.kill()
+
+
+def _note(place: Path, text: str) -> None:
+    """One line, whole, whatever kills the writer a moment later."""
+    handle = os.open(place / "counts", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.write(handle, f"{text}\n".encode())
+    os.close(handle)
+
+
+def _count(place: Path) -> None:
+    """Note each step of training and each row of a file."""
+    import transformers
+
+    from pipeline.core.jsonl import LinesWriter
+
+    step, append = transformers.Trainer.training_step, LinesWriter.append
+
+    def counted_step(self: Any, *arguments: Any, **options: Any) -> Any:
+        _note(place, "step")
+        return step(self, *arguments, **options)
+
+    def counted_append(self: Any, row: Any) -> None:
+        append(self, row)
+        _note(place, type(self).__name__ + " " + Path(self._file.name).name)
+
+    transformers.Trainer.training_step = counted_step
+    LinesWriter.append = counted_append  # type: ignore[method-assign]
+
+
+def _become(request: dict[str, Any], connection: socket.socket) -> int:
+    """Run the command line in this process, which was forked for it."""
+    os.setpgid(0, 0)
+    place = Path(request["place"])
+    if request["user"] is not None:
+        os.setgroups([])
+        os.setgid(request["user"])
+        os.setuid(request["user"])
+    os.chdir(request["cwd"])
+    os.environ |= request["environment"]
+    for target, name, flags in ((0, "/dev/null", os.O_RDONLY), (1, place / "out", _NEW), (2, place / "err", _NEW)):
+        handle = os.open(name, flags, 0o666)
+        os.dup2(handle, target)
+        os.close(handle)
+    _count(place)
+    if request["watched"]:
+        listener = be_watched()
+        socket.send_fds(connection, [b"listener"], [listener])
+        os.close(listener)
+    connection.close()
+    program, *sys.argv[1:] = request["words"]
+    sys.argv[0] = program
+    from parity.cli import main as parity
+    from pipeline.cli import main as pipeline
+
+    {"parity": parity, "pipeline": pipeline}[program]()
+    return 0
+
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+
+
+def _serve(connection: socket.socket) -> bool:
+    """Fork the program and tell how it ended; True in the program itself."""
+    request = json.loads(connection.recv(1 << 20))
+    pid = os.fork()
+    if pid == 0:
+        _become(request, connection)
+        return True
+    with contextlib.suppress(OSError):  # the test was killed: the program ends with it all the same
+        connection.sendall(str(pid).encode())
+        _, status = os.waitpid(pid, 0)
+        connection.sendall(str(status).encode())
+    return False
+
+
+def main(address: str) -> None:
+    """Import, then fork for each connection."""
+    from pipeline.cli import quieten
+
+    quieten()
+    import llama_cpp.mtmd_cpp  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+    import peft  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+    import transformers.models.smolvlm.modeling_smolvlm  # noqa: F401
+
+    import parity.run
+    import parity.studies.selftest.plant
+    import pipeline.training.train
+    import pipeline.workflow.build  # noqa: F401
+
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.bind(address)
+    server.listen(64)
+    print("ready", flush=True)
+    while True:
+        connection, _ = server.accept()
+        if os.fork() == 0:
+            server.close()
+            if _serve(connection):
+                return
+            os._exit(0)
+        connection.close()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
