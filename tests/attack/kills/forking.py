@@ -5,13 +5,17 @@
 """
 
 import contextlib
+import gc
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import traceback
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,11 +93,12 @@ class Forks:
 
     def start(
         self, *words: str | Path, cwd: Path, watched: Path | None = None, decide: Decide | None = None,
-        user: int | None = None, environment: dict[str, str] | None = None,
+        user: int | None = None, environment: dict[str, str] | None = None, converter: bool = False,
     ) -> Program:  # fmt: skip
         """Start ``pipeline ...`` or ``parity ...`` in a folder.
 
-        ``decide`` is asked before every call that changes a file in ``watched``; ``user``: whose program it is.
+        ``decide`` is asked before every call that changes a file in ``watched``; ``user``: whose program it is;
+        ``converter``: llama.cpp's converter as a program of its own, which takes 5 seconds to begin, and not in a fork.
         """
         place = Path(tempfile.mkdtemp(dir=self._scratch))
         place.chmod(0o777)
@@ -101,7 +106,7 @@ class Forks:
         connection.connect(self._address)
         request = {
             "words": [str(word) for word in words], "cwd": str(cwd), "place": str(place), "user": user,
-            "watched": watched is not None, "environment": environment or {},
+            "watched": watched is not None, "environment": environment or {}, "converter": converter,
         }  # fmt: skip
         connection.sendall(json.dumps(request).encode())
         pid, watcher = 0, None
@@ -164,6 +169,30 @@ def _count(place: Path) -> None:
     LinesWriter.append = counted_append  # type: ignore[method-assign]
 
 
+def _converter(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
+    """What ``subprocess.run`` does, without importing all that is here already: the program is run in a fork."""
+    with tempfile.TemporaryFile("w+") as said:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.dup2(said.fileno(), 2)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                _, *sys.argv = command
+                sys.path.insert(0, str(Path(sys.argv[0]).parent))
+                runpy.run_path(sys.argv[0], run_name="__main__")
+                code = 0
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        said.seek(0)
+        return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(status), "", said.read())
+
+
 def _become(request: dict[str, Any], connection: socket.socket) -> int:
     """Run the command line in this process, which was forked for it."""
     os.setpgid(0, 0)
@@ -179,6 +208,10 @@ def _become(request: dict[str, Any], connection: socket.socket) -> int:
         os.dup2(handle, target)
         os.close(handle)
     _count(place)
+    if not request["converter"]:
+        import pipeline.export.convert
+
+        pipeline.export.convert.subprocess = types.SimpleNamespace(run=_converter)  # type: ignore[assignment]
     if request["watched"]:
         listener = be_watched()
         socket.send_fds(connection, [b"listener"], [listener])
@@ -224,8 +257,11 @@ def main(address: str) -> None:
     import parity.run
     import parity.studies.selftest.plant
     import pipeline.training.train
-    import pipeline.workflow.build  # noqa: F401
+    from pipeline.core.closure import code_digest
+    from pipeline.workflow import work
 
+    code_digest(work.make_dataset, work.train_adapter, work.merge_adapter, work.export_bundle, parity.run.run)
+    gc.freeze()  # what is here stays shared
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server.bind(address)
     server.listen(64)

@@ -35,6 +35,7 @@ _CALLS: dict[str, tuple[int, int | None, int | None]] = {
 }  # fmt: skip
 _BY_NUMBER = {number: (name, path, folder) for name, (number, path, folder) in _CALLS.items()}
 _WRITES = {"write", "pwrite64", "writev", "pwritev", "pwritev2", "sendfile", "copy_file_range"}
+_OPENS = {"open": 1, "openat": 2}  # the argument with the flags
 _CHANGES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC  # flags of an open that counts
 _AT_FDCWD = -100
 
@@ -60,18 +61,17 @@ def _program() -> bytes:
         return struct.pack("HBBI", code, yes, no, value)
 
     load, equal, any_bit, give = 0x20, 0x15, 0x45, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JSET|K, BPF_RET|K
-    opens = {"open": 24, "openat": 32}  # the flags' place in struct seccomp_data
     steps = [step(load, 4), step(equal, _X86_64, 1, 0), step(give, _ALLOW), step(load, 0)]
-    for name, place in opens.items():
+    for name, place in _OPENS.items():
         steps += [
             step(equal, _CALLS[name][0], 0, 4),
-            step(load, place),
+            step(load, 16 + 8 * place),  # in struct seccomp_data
             step(any_bit, _CHANGES, 0, 1),
             step(give, _NOTIFY),
             step(give, _ALLOW),
         ]
     for name, (number, _, _) in _CALLS.items():
-        if name not in opens:
+        if name not in _OPENS:
             steps += [step(equal, number, 0, 1), step(give, _NOTIFY)]
     return b"".join([*steps, step(give, _ALLOW)])
 
@@ -172,6 +172,10 @@ class Watcher(threading.Thread):
         found = os.path.normpath(found)
         if not found.startswith(self._folder):
             return None
+        if (name.startswith("mkdir") and os.path.isdir(found)) or (
+            name in _OPENS and os.path.exists(found) and not arguments[_OPENS[name]] & os.O_TRUNC
+        ):
+            return None  # nothing is changed: the folder, or the file, is there
         if name in _WRITES:
             self._times[found] += 1
         else:
