@@ -256,7 +256,7 @@ def main(address: str) -> None:
 
     import parity.run
     import parity.studies.selftest.plant
-    import pipeline.training.train
+    import pipeline.training.train  # noqa: F401
     from pipeline.core.closure import code_digest
     from pipeline.workflow import work
 

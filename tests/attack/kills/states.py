@@ -1,4 +1,4 @@
-"""The run that the attacks here begin from, as it stands before each of its works, and what an undisturbed run makes."""
+"""The run that the attacks begin from, as it stands before each of its works, and what an undisturbed run makes."""
 
 import shutil
 from dataclasses import dataclass

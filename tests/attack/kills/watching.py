@@ -1,4 +1,4 @@
-"""Sees every call of the kernel that changes a file, before it is done, and can kill the program there or fail the call.
+"""Sees every call of the kernel that changes a file before it is done, and can kill the program there or fail the call.
 
 A seccomp filter with a listener (SECCOMP_RET_USER_NOTIF, Linux 5.5 or later; no rights are needed): the calls of the
 program's threads and of what it starts, native code's too (safetensors, torch, llama.cpp), wait until the watcher has
