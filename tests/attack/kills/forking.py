@@ -5,19 +5,24 @@
 """
 
 import contextlib
+import ctypes
 import gc
+import itertools
 import json
 import os
+import resource
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +51,27 @@ class Ended:
         return "Traceback (most recent call last)" in self.out + self.err
 
 
+@dataclass(frozen=True)
+class Around:
+    """What a program finds when it begins."""
+
+    cwd: Path | str
+    environment: dict[str, str] = field(default_factory=dict)
+    """What is added to this process's own."""
+    user: int | None = None
+    """Whose program it is, in place of this process's user."""
+    out: Path | str | None = None
+    """What it writes its standard output to, a file that is there; empty: it is closed."""
+    terminal: str | None = None
+    """The terminal that it is the foreground of, and reads from and writes to."""
+    converter: bool = False
+    """Whether llama.cpp's converter is a program of its own, which takes 5 seconds to begin, and not a fork."""
+    no_tmp: bool = False
+    """Whether no place for temporary files can be written to; the working folder is then /mnt. Needs root."""
+    backwards: bool = False
+    """Whether the clock that Python's modules read is in 1971 and set back by an hour whenever it is looked at."""
+
+
 class Program:
     """A program that runs."""
 
@@ -57,6 +83,10 @@ class Program:
         """Send a signal to the process group, as a terminal does."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
+
+    def alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return not select.select([self._connection], [], [], 0)[0]
 
     def wait(self, longest: float = LONGEST) -> Ended:
         """Wait for the end; what takes longer than ``longest`` seconds is killed and counts as hanging."""
@@ -91,24 +121,21 @@ class Forks:
     def __init__(self, address: str, scratch: Path) -> None:
         self._address, self._scratch = address, scratch
 
-    def start(
-        self, *words: str | Path, cwd: Path, watched: Path | None = None, decide: Decide | None = None,
-        user: int | None = None, environment: dict[str, str] | None = None, converter: bool = False,
-    ) -> Program:  # fmt: skip
-        """Start ``pipeline ...`` or ``parity ...`` in a folder.
+    def start(self, *words: str | Path, watched: Path | None = None, decide: Decide | None = None,
+              **around: Any) -> Program:  # fmt: skip
+        """Start ``pipeline ...`` or ``parity ...``; ``around`` are the fields of :class:`Around`.
 
-        ``decide`` is asked before every call that changes a file in ``watched``; ``user``: whose program it is;
-        ``converter``: llama.cpp's converter as a program of its own, which takes 5 seconds to begin, and not in a fork.
+        ``decide`` is asked before every call that changes a file in ``watched``.
         """
         place = Path(tempfile.mkdtemp(dir=self._scratch))
         place.chmod(0o777)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.connect(self._address)
         request = {
-            "words": [str(word) for word in words], "cwd": str(cwd), "place": str(place), "user": user,
-            "watched": watched is not None, "environment": environment or {}, "converter": converter,
+            "words": [str(word) for word in words], "place": str(place), "watched": watched is not None,
+            "around": asdict(Around(**around)),
         }  # fmt: skip
-        connection.sendall(json.dumps(request).encode())
+        connection.sendall(json.dumps(request, default=str).encode())
         pid, watcher = 0, None
         while not pid or (watched is not None and watcher is None):  # the one comes from the fork, one from its parent
             said, handles, _, _ = socket.recv_fds(connection, 64, 1)
@@ -122,9 +149,9 @@ class Forks:
                 pid = int(said)
         return Program(connection, place, watcher, pid)
 
-    def run(self, *words: str | Path, cwd: Path, **options: Any) -> Ended:
+    def run(self, *words: str | Path, **options: Any) -> Ended:
         """Start a program and wait for its end."""
-        return self.start(*words, cwd=cwd, **options).wait()
+        return self.start(*words, **options).wait()
 
 
 @contextlib.contextmanager
@@ -193,22 +220,15 @@ def _converter(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str
         return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(status), "", said.read())
 
 
-def _become(request: dict[str, Any], connection: socket.socket) -> int:
+def _become(request: dict[str, Any], connection: socket.socket) -> None:
     """Run the command line in this process, which was forked for it."""
-    os.setpgid(0, 0)
-    place = Path(request["place"])
-    if request["user"] is not None:
-        os.setgroups([])
-        os.setgid(request["user"])
-        os.setuid(request["user"])
-    os.chdir(request["cwd"])
-    os.environ |= request["environment"]
-    for target, name, flags in ((0, "/dev/null", os.O_RDONLY), (1, place / "out", _NEW), (2, place / "err", _NEW)):
-        handle = os.open(name, flags, 0o666)
-        os.dup2(handle, target)
-        os.close(handle)
+    place, around = Path(request["place"]), Around(**request["around"])
+    _take_place(place, around)
     _count(place)
-    if not request["converter"]:
+    if around.backwards:
+        clock = itertools.count(365 * 86400, -3600)
+        time.time = lambda: float(next(clock))
+    if not around.converter:
         import pipeline.export.convert
 
         pipeline.export.convert.subprocess = types.SimpleNamespace(run=_converter)  # type: ignore[assignment]
@@ -223,7 +243,59 @@ def _become(request: dict[str, Any], connection: socket.socket) -> int:
     from pipeline.cli import main as pipeline
 
     {"parity": parity, "pipeline": pipeline}[program]()
-    return 0
+
+
+def _take_place(place: Path, around: Around) -> None:
+    """Make this process the leader of its group, and give it its files, its folder and its user."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell started in the background
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    if around.terminal:
+        os.setsid()  # the terminal that is opened next is this session's
+        for target in (0, 1, 2):
+            _open(target, around.terminal, os.O_RDWR)
+    else:
+        os.setpgid(0, 0)
+        _open(0, os.devnull, os.O_RDONLY)
+        _open(1, place / "out" if around.out is None else around.out or os.devnull, _NEW)
+        _open(2, place / "err", _NEW)
+        if around.out == "":
+            os.close(1)
+    os.chdir(around.cwd)
+    if around.no_tmp:
+        _leave_no_tmp()
+    os.environ |= around.environment
+    if around.user is not None:
+        os.setgroups([])
+        os.setgid(around.user)
+        os.setuid(around.user)
+
+
+def _open(target: int, path: Path | str, flags: int) -> None:
+    handle = os.open(path, flags, 0o666)
+    if handle != target:
+        os.dup2(handle, target)
+        os.close(handle)
+
+
+def _leave_no_tmp() -> None:
+    """Put the working folder at /mnt, and something that cannot be written to at every place for temporary files; for
+    this process alone (a mount namespace of its own)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_namespace, private, bind, read_only = 0x20000, 1 << 18 | 1 << 14, 1 << 12, 1
+
+    def mount(source: str, target: str, kind: str | None, flags: int) -> None:
+        if libc.mount(source.encode(), target.encode(), kind and kind.encode(), flags, None) != 0:
+            raise OSError(ctypes.get_errno(), "mount", target)
+
+    if libc.unshare(new_namespace) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    mount("none", "/", None, private)
+    mount(".", "/mnt", None, bind)
+    for folder in ("/tmp", "/var/tmp", "/dev/shm"):
+        mount("none", folder, "tmpfs", read_only)
+    os.chdir("/mnt")
 
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC

@@ -1,6 +1,7 @@
 """The run that the attacks begin from, as it stands before each of its works, and what an undisturbed run makes."""
 
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ INCONCLUSIVE = 3
 """The exit code of the verdict: ten images cannot show anything."""
 
 
-EVENTS = "events.txt"
-"""In the folder of a state: the calls that changed files on the way to it, those that count, a line each."""
+EVENTS, SECONDS = "events.txt", "seconds.txt"
+"""In the folder of a state: the calls that changed files on the way to it, those that count, a line each; how long it
+took."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,10 @@ class States:
             copy_state(begins, folder)
             seen: list[Event] = []
             watched = {"watched": folder / "runs", "decide": lambda event: seen.append(event) or 0}
+            began = time.monotonic()
             ended = self._forks.run(*work.words, cwd=folder, **(watched if why_not() is None else {}))
             assert ended.code == work.code, ended.out + ended.err
+            (folder / SECONDS).write_text(str(time.monotonic() - began))
             (folder / EVENTS).write_text("".join(f"{event}\n" for event in seen if event.counts))
 
         return Path(self._once(f"state of {name or 'nothing'}", make))
@@ -107,6 +111,10 @@ class States:
     def events(self, name: str) -> list[str]:
         """The calls that change files in a work that nothing disturbs, those that count."""
         return (self.end(name) / EVENTS).read_text().splitlines()
+
+    def seconds(self, name: str) -> float:
+        """How long a work takes."""
+        return float((self.end(name) / SECONDS).read_text())
 
     def begin(self, name: str, place: Path) -> Path:
         """A copy of what the work ``name`` begins from."""

@@ -3,7 +3,6 @@
 The calls are not listed anywhere: they are seen as they come (watching.py), native code's and the converter's too.
 """
 
-import json
 import os
 import random
 import re
@@ -11,23 +10,18 @@ import shutil
 import signal
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from accounts import account, differences, rows
-from forking import Ended, Forks
-from states import IMAGES, STEPS, WORKS, States
+from accounts import account, differences
+from forking import Forks
+from going_on import finished, problems
+from states import WORKS, States
 from tally import tally
 from watching import Event
-
-from pipeline.training.checkpoints import is_complete
 
 pytestmark = pytest.mark.usefixtures("watchable")
 
 SEED = 12
-DONE = re.compile(r"(\w+) .*\(\d+\.\d s\)")
-"""How a stage says that it has worked."""
-ROWS = {"hf.results.jsonl": "ResultsWriter", "llamacpp.results.jsonl": "ResultsWriter", "ladder.jsonl": "LadderWriter"}
 
 
 class Killed:
@@ -35,60 +29,14 @@ class Killed:
 
     def __init__(self, at: int) -> None:
         self.at, self.seen, self.event = at, 0, ""
-        self.pid = 0
 
     def __call__(self, event: Event) -> int:
         if event.counts and not self.event:
             self.seen += 1
             if self.seen == self.at:
                 self.event = str(event)
-                os.killpg(_group(event.thread), signal.SIGKILL)
+                os.killpg(event.group, signal.SIGKILL)
         return 0
-
-
-def _group(thread: int) -> int:
-    """The process group that a thread is of (field 5 of its stat)."""
-    return int(Path(f"/proc/{thread}/stat").read_text().rpartition(")")[2].split()[2])
-
-
-def finished(run: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """What is done in a run's folder as a kill left it, and so must not be done again: stages, steps, rows."""
-    adapter = "lora_adapter/adapter_model.safetensors"
-    checkpoints = [int(folder.name.partition("-")[2]) for folder in run.glob("checkpoints/checkpoint-*")
-                   if is_complete(folder)]  # fmt: skip
-    now = account(run) if run.exists() else {}
-    trained = {path for path in wanted if path.startswith("lora_adapter/")}
-    whole = adapter in wanted and all(now.get(path) == wanted[path] for path in trained)
-    return {
-        "stages": {path.stem for path in run.glob("stages/*.json") if _is_done(path, wanted)},
-        "steps": STEPS if whole else max(checkpoints, default=0),
-        "rows": {name: len(rows(run / "parity" / name)) for name in ROWS},
-    }
-
-
-def _is_done(record: Path, wanted: dict[str, Any]) -> bool:
-    return {"result": json.loads(record.read_text())["result"]} == wanted.get(f"stages/{record.name}")
-
-
-def problems(name: str, again: Ended, before: dict[str, Any], run: Path, states: States) -> list[tuple[str, str]]:
-    """(count, what is wrong) with the run that went on after a kill."""
-    work, wanted = WORKS[name], states.wanted(name)
-    if again.hung:
-        return [("hangs", "the next run hangs")]
-    if again.traceback:
-        return [("tracebacks", again.err.strip().splitlines()[-1])]
-    if again.code != work.code:
-        return [("wrong_codes", f"the next run ends with {again.code}: {again.err.strip()}")]
-    found = [("lost", text) for text in differences(account(run), wanted)]
-    worked = {match[1] for line in again.err.splitlines() if (match := DONE.fullmatch(line))}
-    found += [("lost", f"{stage} is done again") for stage in sorted(before["stages"] & worked)]
-    if name in ("train", "train again") and again.counts.get("step", 0) > STEPS - before["steps"]:
-        found.append(("lost", f"{again.counts['step']} steps again, of {STEPS} of which {before['steps']} were done"))
-    for file, writer in ROWS.items() if name in ("parity", "sides") else ():
-        answered = again.counts.get(f"{writer} {file}", 0)
-        if answered > IMAGES - before["rows"][file]:
-            found.append(("lost", f"{answered} images again in {file}, which had {before['rows'][file]} of {IMAGES}"))
-    return found
 
 
 def kill_at(moments: Iterable[int], forks: Forks, states: States, name: str, place: Path) -> list[str]:

@@ -106,6 +106,11 @@ class Event:
         return f"{self.call} {self.path}" + (f" (write {self.times})" if self.call in _WRITES else "")
 
     @property
+    def group(self) -> int:
+        """The caller's process group (field 5 of its stat)."""
+        return int(Path(f"/proc/{self.thread}/stat").read_text().rpartition(")")[2].split()[2])
+
+    @property
     def counts(self) -> bool:
         """Whether a kill here is one of those tried. Of a file's writes it is the 1st, 2nd, 4th, 8th, ...: before it
         is written, and torn at several places."""
