@@ -58,6 +58,8 @@ class Around:
     cwd: Path | str
     environment: dict[str, str] = field(default_factory=dict)
     """What is added to this process's own."""
+    gone: bool = False
+    """Whether the folder that it begins in is removed by then."""
     user: int | None = None
     """Whose program it is, in place of this process's user."""
     out: Path | str | None = None
@@ -263,6 +265,8 @@ def _take_place(place: Path, around: Around) -> None:
         if around.out == "":
             os.close(1)
     os.chdir(around.cwd)
+    if around.gone:
+        os.rmdir(around.cwd)
     if around.no_tmp:
         _leave_no_tmp()
     os.environ |= around.environment

@@ -106,6 +106,12 @@ class Event:
         return f"{self.call} {self.path}" + (f" (write {self.times})" if self.call in _WRITES else "")
 
     @property
+    def needs_space(self) -> bool:
+        """Whether a full disk fails it: what is written, and new names."""
+        return self.call not in ("rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir", "chmod", "fchmod",
+                                 "fchmodat", "truncate", "ftruncate")  # fmt: skip
+
+    @property
     def group(self) -> int:
         """The caller's process group (field 5 of its stat)."""
         return int(Path(f"/proc/{self.thread}/stat").read_text().rpartition(")")[2].split()[2])
