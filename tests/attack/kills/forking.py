@@ -46,6 +46,15 @@ class Ended:
     """What it did, by name: ``step`` of training, rows appended to each file."""
 
     @property
+    def brief(self) -> str:
+        """Its last words: of a traceback the innermost line of this project, and the exception."""
+        lines = [line for line in self.err.splitlines() if line.strip()]
+        if self.traceback:
+            inner = [line.strip() for line in lines if f'"{ROOT}/p' in line and "site-packages" not in line]
+            lines = [*inner[-1:], *lines[-1:]]
+        return f"code {self.code}: " + " / ".join(line[-250:] for line in lines[-3:])
+
+    @property
     def traceback(self) -> bool:
         """Whether a user saw one."""
         return "Traceback (most recent call last)" in self.out + self.err
@@ -63,7 +72,7 @@ class Around:
     user: int | None = None
     """Whose program it is, in place of this process's user."""
     out: Path | str | None = None
-    """What it writes its standard output to, a file that is there; empty: it is closed."""
+    """What it writes its standard output to, in place of a file of its own."""
     terminal: str | None = None
     """The terminal that it is the foreground of, and reads from and writes to."""
     converter: bool = False
@@ -171,28 +180,27 @@ def forks(scratch: Path) -> Iterator[Forks]:
             process.kill()
 
 
-def _note(place: Path, text: str) -> None:
-    """One line, whole, whatever kills the writer a moment later."""
-    handle = os.open(place / "counts", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.write(handle, f"{text}\n".encode())
-    os.close(handle)
-
-
 def _count(place: Path) -> None:
     """Note each step of training and each row of a file."""
     import transformers
 
     from pipeline.core.jsonl import LinesWriter
 
+    handle = os.open(place / "counts", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+
+    def note(text: str) -> None:
+        """One line, whole, whatever kills the writer a moment later."""
+        os.write(handle, f"{text}\n".encode())
+
     step, append = transformers.Trainer.training_step, LinesWriter.append
 
     def counted_step(self: Any, *arguments: Any, **options: Any) -> Any:
-        _note(place, "step")
+        note("step")
         return step(self, *arguments, **options)
 
     def counted_append(self: Any, row: Any) -> None:
         append(self, row)
-        _note(place, type(self).__name__ + " " + Path(self._file.name).name)
+        note(type(self).__name__ + " " + Path(self._file.name).name)
 
     transformers.Trainer.training_step = counted_step
     LinesWriter.append = counted_append  # type: ignore[method-assign]
@@ -200,7 +208,7 @@ def _count(place: Path) -> None:
 
 def _converter(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
     """What ``subprocess.run`` does, without importing all that is here already: the program is run in a fork."""
-    with tempfile.TemporaryFile("w+") as said:
+    with open(os.memfd_create("said"), "w+", encoding="utf-8") as said:
         pid = os.fork()
         if pid == 0:
             code = 1
@@ -225,8 +233,8 @@ def _converter(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str
 def _become(request: dict[str, Any], connection: socket.socket) -> None:
     """Run the command line in this process, which was forked for it."""
     place, around = Path(request["place"]), Around(**request["around"])
-    _take_place(place, around)
     _count(place)
+    _take_place(place, around)
     if around.backwards:
         clock = itertools.count(365 * 86400, -3600)
         time.time = lambda: float(next(clock))
@@ -260,10 +268,8 @@ def _take_place(place: Path, around: Around) -> None:
     else:
         os.setpgid(0, 0)
         _open(0, os.devnull, os.O_RDONLY)
-        _open(1, place / "out" if around.out is None else around.out or os.devnull, _NEW)
+        _open(1, place / "out" if around.out is None else around.out, _NEW)
         _open(2, place / "err", _NEW)
-        if around.out == "":
-            os.close(1)
     os.chdir(around.cwd)
     if around.gone:
         os.rmdir(around.cwd)

@@ -41,9 +41,9 @@ def problems(name: str, again: Ended, before: dict[str, Any], run: Path, states:
     if again.hung:
         return [("hangs", "the next run hangs")]
     if again.traceback:
-        return [("tracebacks", again.err.strip().splitlines()[-1])]
+        return [("tracebacks", again.brief)]
     if again.code != work.code:
-        return [("wrong_codes", f"the next run ends with {again.code}: {again.err.strip()}")]
+        return [("wrong_codes", f"the next run ends with {again.brief}")]
     found = [("lost", text) for text in differences(account(run), wanted)]
     worked = {match[1] for line in again.err.splitlines() if (match := DONE.fullmatch(line))}
     found += [("lost", f"{stage} is done again") for stage in sorted(before["stages"] & worked)]

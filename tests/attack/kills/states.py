@@ -63,7 +63,7 @@ WORKS = {
     "export again": _work("pipeline export --set export.text_type=F16", "parity"),
     "parity again": _work("parity run --feed bgr", "parity", code=1),
     # What another run has made is taken from there.
-    "taken": _work("pipeline export --set name=other", "parity", run="other"),
+    "taken": _work("pipeline merge --set name=other", "parity", run="other"),
 }
 
 

@@ -43,10 +43,10 @@ def bad_end(ended: Ended) -> list[tuple[str, str]]:
     if ended.hung:
         return [("hangs", "hangs")]
     if ended.traceback:
-        return [("tracebacks", ended.err.strip()[-1500:])]
+        return [("tracebacks", ended.brief)]
     said = [line for line in ended.err.splitlines() if line.startswith(("error:", "failed:"))]
     if ended.code != USAGE or len(said) != 1 or SENTENCE not in said[0]:
-        return [("wrong_codes", f"ends with {ended.code}: {ended.err.strip()[-500:]}")]
+        return [("wrong_codes", f"ends with {ended.brief}")]
     return []
 
 

@@ -128,7 +128,7 @@ def test_no_permission_is_a_sentence(forks: Forks, place: Path, case: str) -> No
         "lost": any(state(place).get(path) != digest for path, digest in kept.items()),
     }
     tally("no permission", tried=1, **{count: 1 for count, is_so in found.items() if is_so})
-    assert not any(found.values()), (ended.code, found, ended.err[-1500:])
+    assert not any(found.values()), (found, ended.brief)
 
 
 @pytest.mark.attack
@@ -138,7 +138,7 @@ def test_a_record_that_cannot_be_written_does_not_change_a_verdict(forks: Forks,
     ended = forks.run("parity", "judge", *BOTH, cwd=place, user=NOBODY, environment=environment)
     bad = ended.code != INCONCLUSIVE
     tally("no permission", tried=1, tracebacks=ended.traceback, wrong_codes=bad)
-    assert (ended.code, ended.traceback) == (INCONCLUSIVE, False), ended.err
+    assert (ended.code, ended.traceback) == (INCONCLUSIVE, False), ended.brief
 
 
 @pytest.mark.attack
@@ -153,7 +153,7 @@ def test_what_only_reads_needs_no_right_to_write(forks: Forks, place: Path, job:
     os.chown(place.parent / "free", NOBODY, NOBODY)
     ended = forks.run(*words, cwd=place, user=NOBODY)
     tally("no permission", tried=1, tracebacks=ended.traceback, wrong_codes=ended.code != code)
-    assert ended.code == code, ended.err
+    assert ended.code == code, ended.brief
 
 
 def test_a_run_of_roots_is_a_sentence_to_another_user(forks: Forks, tmp_path: Path) -> None:
@@ -168,5 +168,5 @@ def test_a_run_of_roots_is_a_sentence_to_another_user(forks: Forks, tmp_path: Pa
     finally:
         shutil.rmtree(base)
     tally("no permission", tried=1, tracebacks=ended.traceback, wrong_codes=ended.code != USAGE)
-    assert (ended.code, ended.traceback) == (USAGE, False), ended.err
+    assert (ended.code, ended.traceback) == (USAGE, False), ended.brief
     assert len(ended.err.splitlines()) == 1

@@ -57,14 +57,14 @@ def bad_end(ended: Ended, number: int, runs: Path, twice: bool = False) -> list[
     if ended.hung:
         return [("hangs", "hangs")]
     if ended.traceback or "Exception ignored" in ended.err:
-        return [("tracebacks", ended.err.strip()[-2000:])]
+        return [("tracebacks", ended.brief)]
     if number == signal.SIGQUIT:
         return [] if ended.code == -signal.SIGQUIT else [("wrong_codes", f"ends with {ended.code}")]
     found = []
     if ended.code != INTERRUPTED:
-        found.append(("wrong_codes", f"ends with {ended.code}: {ended.err.strip()[-300:]}"))
+        found.append(("wrong_codes", f"ends with {ended.brief}"))
     elif sum("interrupted" in line for line in ended.err.splitlines()) != 1:
-        found.append(("wrong_codes", f"does not say once that it was interrupted: {ended.err.strip()[-300:]}"))
+        found.append(("wrong_codes", f"does not say once that it was interrupted: {ended.brief}"))
     if not twice:
         found += [("lost", f"leaves {left}") for left in litter(runs)]
     return found
@@ -197,7 +197,7 @@ def test_keys_of_a_real_terminal_and_its_end(
     ended = replace(ended, err=said)
     wrong = [] if ended.code == code else [("wrong_codes", f"ends with {ended.code}: {said[-500:]}")]
     if ended.traceback:
-        wrong.append(("tracebacks", said[-2000:]))
+        wrong.append(("tracebacks", ended.brief))
     if key == b"\x03" and "interrupted" not in said:
         wrong.append(("wrong_codes", f"does not say that it was interrupted: {said[-300:]}"))
     run = where / "runs" / work.run

@@ -72,11 +72,11 @@ def bad(ended: Ended, *codes: int) -> list[tuple[str, str]]:
     if ended.hung:
         return [("hangs", "hangs")]
     if ended.traceback:
-        return [("tracebacks", ended.err.strip()[-1200:])]
+        return [("tracebacks", ended.brief)]
     if ended.code not in codes:
-        return [("wrong_codes", f"ends with {ended.code}: {ended.err.strip()[-400:]}")]
+        return [("wrong_codes", f"ends with {ended.brief}")]
     if ended.code == USAGE and sum(line.startswith("error:") for line in ended.err.splitlines()) != 1:
-        return [("wrong_codes", f"says nothing, or too much: {ended.err.strip()[-400:]}")]
+        return [("wrong_codes", f"says nothing, or too much: {ended.brief}")]
     return []
 
 
