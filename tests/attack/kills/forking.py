@@ -6,10 +6,13 @@
 
 import contextlib
 import ctypes
+import encodings
 import gc
+import importlib
 import itertools
 import json
 import os
+import pkgutil
 import resource
 import runpy
 import select
@@ -327,18 +330,18 @@ def _serve(connection: socket.socket) -> bool:
 
 def main(address: str) -> None:
     """Import, then fork for each connection."""
-    from pipeline.cli import quieten
-
-    quieten()
-    import llama_cpp.mtmd_cpp  # noqa: F401
-    import matplotlib.figure  # noqa: F401
-    import peft  # noqa: F401
-    import sklearn.metrics  # noqa: F401
-    import transformers.models.smolvlm.modeling_smolvlm  # noqa: F401
-
     import parity.run
-    import parity.studies.selftest.plant
-    import pipeline.training.train  # noqa: F401
+    import pipeline.cli
+
+    pipeline.cli.quieten()
+    # What is imported on the way, too: another user may have no right to read this one's Python.
+    for package in (encodings, parity, pipeline):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name not in ("encodings.mbcs", "encodings.oem", "encodings.cp65001", "parity.compare.cluster"):
+                importlib.import_module(module.name)
+    for name in ("llama_cpp.mtmd_cpp", "matplotlib.figure", "matplotlib.backends.backend_agg", "peft",
+                 "sklearn.metrics", "transformers.models.smolvlm.modeling_smolvlm"):  # fmt: skip
+        importlib.import_module(name)
     from pipeline.core.closure import code_digest
     from pipeline.workflow import work
 
