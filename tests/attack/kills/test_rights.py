@@ -159,19 +159,3 @@ def test_what_only_reads_needs_no_right_to_write(forks: Forks, place: Path, job:
     ended = forks.run(*words, cwd=place, user=NOBODY)
     tally("no permission", tried=1, tracebacks=ended.traceback, wrong_codes=ended.code != code)
     assert ended.code == code, ended.brief
-
-
-def test_a_run_of_roots_is_a_sentence_to_another_user(forks: Forks, tmp_path: Path) -> None:
-    if os.getuid() != 0:
-        pytest.skip("only root can run a program as another user")
-    base = Path(tempfile.mkdtemp())
-    try:
-        base.chmod(0o755)
-        (base / "small.yaml").write_text("name: small\n")
-        (base / "runs" / "small").mkdir(parents=True)
-        ended = forks.run("pipeline", "dataset", "small.yaml", cwd=base, user=NOBODY)
-    finally:
-        shutil.rmtree(base)
-    tally("no permission", tried=1, tracebacks=ended.traceback, wrong_codes=ended.code != USAGE)
-    assert (ended.code, ended.traceback) == (USAGE, False), ended.brief
-    assert len(ended.err.splitlines()) == 1

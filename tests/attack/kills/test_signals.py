@@ -3,7 +3,6 @@
 import os
 import random
 import select
-import shutil
 import signal
 import threading
 import time
@@ -11,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from forking import Ended, Forks
+from disturbing import INTERRUPTED, interrupt
+from forking import Forks
 from going_on import finished, problems
 from states import WORKS, States
 from tally import tally
@@ -19,80 +19,11 @@ from watching import Event
 
 pytestmark = pytest.mark.usefixtures("watchable")
 
-INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SEED = 12
 MOMENTS = 4
 """Of each kind, for each signal and work."""
 CONVERTING = "write small/.bundle.*.tmp/.Small-Q8_0.gguf.*.tmp/Small-Q8_0.plain"
-
-
-class Sender:
-    """Sends a signal to the program's group when the event number ``at`` is about to be done, which is then done."""
-
-    def __init__(self, at: int, number: int, twice: bool = False) -> None:
-        self.at, self.number, self.twice = at, number, twice
-        self.seen, self.event = 0, ""
-        self.group = 0
-
-    def __call__(self, event: Event) -> int:
-        if event.counts and not self.event:
-            self.seen += 1
-            if self.seen == self.at:
-                self.event = str(event)
-                os.killpg(event.group, self.number)
-                if self.twice:
-                    time.sleep(0.02)
-                    os.killpg(event.group, self.number)
-        return 0
-
-
-def litter(runs: Path) -> list[str]:
-    """What is left half-made; a training's checkpoints are what it goes on from."""
-    return [str(path.relative_to(runs)) for path in runs.rglob(".*") if path.suffix in (".tmp", ".old")]
-
-
-def bad_end(ended: Ended, number: int, runs: Path, twice: bool = False) -> list[tuple[str, str]]:
-    """(count, what is wrong) with the run that was interrupted."""
-    if ended.hung:
-        return [("hangs", "hangs")]
-    if ended.traceback or "Exception ignored" in ended.err:
-        return [("tracebacks", ended.brief)]
-    if number == signal.SIGQUIT:
-        return [] if ended.code == -signal.SIGQUIT else [("wrong_codes", f"ends with {ended.code}")]
-    found = []
-    if ended.code != INTERRUPTED:
-        found.append(("wrong_codes", f"ends with {ended.brief}"))
-    elif sum("interrupted" in line for line in ended.err.splitlines()) != 1:
-        found.append(("wrong_codes", f"does not say once that it was interrupted: {ended.brief}"))
-    if not twice:
-        found += [("lost", f"leaves {left}") for left in litter(runs)]
-    return found
-
-
-def interrupt(
-    forks: Forks, states: States, name: str, place: Path, number: int, at: int, after: float | None = None,
-    twice: bool = False, converter: bool = False,
-) -> list[str]:  # fmt: skip
-    """Interrupt before the event number ``at``, or ``after`` so many seconds, and go on; what is wrong, a line each."""
-    work, where = WORKS[name], states.begin(name, place / f"{name} {number} {at} {after} {twice}")
-    run, sender = where / "runs" / work.run, Sender(at, number, twice)
-    program = forks.start(*work.words, cwd=where, watched=where / "runs", decide=sender, converter=converter)
-    sent = True
-    if after is not None:
-        time.sleep(after)
-        sent = program.alive()
-        program.send(number)
-    ended = program.wait(60)
-    found = []
-    if (sent and after is not None) or sender.event:
-        found = bad_end(ended, number, where / "runs", twice)
-        before = finished(run, states.wanted(name))
-        found += problems(name, forks.run(*work.words, cwd=where), before, run, states)
-        tally("interrupted", tried=1, **{count: 1 for count, _ in found})
-    shutil.rmtree(where)
-    moment = f"before event {at}, {sender.event}" if after is None else f"after {after:.2f} s"
-    return [f"{name}, {signal.Signals(number).name} {moment}: {text}" for _, text in found]
 
 
 @pytest.mark.attack
@@ -119,14 +50,6 @@ def test_interrupted_while_the_converter_runs_it_goes_on(
     """A terminal's Ctrl-C reaches the converter, a process of the same group, too."""
     at = 1 + next(at for at, event in enumerate(states.events("export")) if event.startswith(CONVERTING))
     assert not interrupt(forks, states, "export", tmp_path, number, at, converter=True)
-
-
-def test_interrupted_in_training_it_goes_on(forks: Forks, states: States, tmp_path: Path) -> None:
-    at = 1 + next(at for at, event in enumerate(states.events("train")) if event.endswith("rename " + LAST))
-    assert not interrupt(forks, states, "train", tmp_path, signal.SIGHUP, at)
-
-
-LAST = "small/checkpoints/checkpoint-4/complete.json"
 
 
 class Terminal(threading.Thread):
