@@ -174,7 +174,13 @@ def forks(scratch: Path) -> Iterator[Forks]:
     address = str(scratch / "forks")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, __file__, address]
-    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE) as process:
+    with (
+        tempfile.TemporaryDirectory() as settings,  # matplotlib's; every user may look into it
+        subprocess.Popen(
+            command, env=environment | {"MPLCONFIGDIR": settings}, cwd=ROOT, stdout=subprocess.PIPE
+        ) as process,
+    ):
+        Path(settings).chmod(0o755)
         try:
             assert process.stdout
             assert process.stdout.readline(), "the process that forks did not begin"
