@@ -9,6 +9,7 @@ from pathlib import Path
 from parity.judge.judge import EXIT_CODES
 from parity.report.saved import read_saved
 from pipeline.core.errors import NotReleased
+from pipeline.core.files import sha256_file
 from pipeline.export.verify import verify_bundle
 
 
@@ -29,6 +30,8 @@ def require_release(folder: Path, public_key: Path | None = None) -> list[str]:
         raise NotReleased("the verdict was given without a ladder: run `parity run` without --no-ladder")
     bundle = saved.folder.parent / "bundle"
     checked = verify_bundle(bundle)
+    if {sha256_file(path) for path in bundle.glob("*.gguf")} != {*verdict.candidate_header.model.values()}:
+        raise NotReleased(f"{bundle} holds other GGUFs than those that were judged: run `parity run` again")
     lines = [
         f"verdict: PASS on {verdict.n} {verdict.split or 'unnamed'} images, judged again from the files beside it",
         f"bundle: {len(checked)} checks passed, and its GGUFs are those that were judged",

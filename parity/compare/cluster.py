@@ -30,7 +30,7 @@ from parity.compare.samples import Sample
 from parity.compare.shards import FILES, Expected, Work, merge_shards, select, shard_folder
 from pipeline.core.appending import written_beside
 from pipeline.core.errors import UserError
-from pipeline.core.files import lock, write_bytes
+from pipeline.core.files import FolderInUse, lock, write_bytes
 from pipeline.core.openmp import settle
 from pipeline.core.progress import PLAIN_SECONDS, Advance, Reporter
 
@@ -148,7 +148,7 @@ def _lock(where: Path) -> IO[str]:
     while time.monotonic() < end:
         try:
             return lock(where)
-        except UserError:
+        except FolderInUse:
             time.sleep(1)
     return lock(where)
 

@@ -25,10 +25,16 @@ from pipeline.export.signing import sign_bundle
 ROOT = Path(__file__).parents[2]
 
 
-def write_run(folder: Path, sides: tuple[Results, Results], gate: Gate | None = None, ladder: bool = True) -> Path:
+def write_run(
+    folder: Path,
+    sides: tuple[Results, Results],
+    gate: Gate | None = None,
+    ladder: bool = True,
+    model: dict[str, str] | None = None,
+) -> Path:
     """A run's folder, all of it made as a run makes it."""
     bundle = write_fake_bundle(folder / "bundle")
-    model = {"model": sha256_file(bundle / TEXT), "mmproj": sha256_file(bundle / MMPROJ)}
+    model = model or {"model": sha256_file(bundle / TEXT), "mmproj": sha256_file(bundle / MMPROJ)}
     ours, theirs = sides[0], change_header(sides[1], model=model)
     parity = folder / "parity"
     parity.mkdir()
@@ -101,6 +107,13 @@ def test_a_changed_bundle_or_none_does_not(run: Path) -> None:
     shutil.rmtree(bundle)
     with pytest.raises(UserError, match="bundle is not a folder"):
         require_release(run)
+
+
+def test_results_of_other_files_than_the_bundles_do_not(tmp_path: Path) -> None:
+    """A side may name its files as it likes; what it names must be what is in the bundle."""
+    folder = write_run(tmp_path / "run", pair(), model={"text": "0" * 64})
+    with pytest.raises(NotReleased, match="bundle holds other GGUFs than those that were judged"):
+        require_release(folder)
 
 
 def test_signatures_where_a_key_is_given(run: Path, tmp_path: Path) -> None:
