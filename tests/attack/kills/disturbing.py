@@ -12,7 +12,7 @@ from forking import Ended, Forks
 from going_on import finished, problems
 from states import WORKS, States
 from tally import tally
-from watching import Event
+from watching import KILLED, Event
 
 INTERRUPTED, USAGE = 130, 2
 """Exit codes."""
@@ -34,6 +34,7 @@ class Killed:
             if self.seen == self.at:
                 self.event = str(event)
                 os.killpg(event.group, signal.SIGKILL)
+                return KILLED
         return 0
 
 

@@ -124,7 +124,8 @@ class Event:
 
 
 Decide = Callable[[Event], int]
-"""What becomes of a call: 0 lets it be done, an ``errno`` fails it. May kill the process in place of it."""
+"""What becomes of a call: 0 lets it be done, an ``errno`` fails it; KILLED: the caller was killed in place of it."""
+KILLED = -1
 
 
 class Watcher(threading.Thread):
@@ -159,6 +160,8 @@ class Watcher(threading.Thread):
         number, thread, _, nr, _, _, *arguments = struct.unpack("QIIiIQ6Q", call)
         event = self._event(thread, nr, arguments)
         failed = self._decide(event) if event else 0
+        if failed == KILLED:
+            return  # an answer could still be in time to let the call be done
         answer = struct.pack("QqiI", number, 0, -failed, 0 if failed else _CONTINUE)
         try:
             fcntl.ioctl(self._listener, _SEND, bytearray(answer))
