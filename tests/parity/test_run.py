@@ -4,7 +4,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,9 @@ def build(tiny: Path, bundle: Path, tmp_path: Path) -> Iterator[Build]:
         yield opened(recipe, root, held)
 
 
-def opened(recipe: Recipe, root: Path, held: Any = None) -> Build:
-    build = Build(recipe, root, Reporter(Console(stderr=True), quiet=True), threads=1, held=held)
+def opened(recipe: Recipe, root: Path, held: Any = None, reporter: Reporter | None = None) -> Build:
+    quiet = Reporter(Console(stderr=True), quiet=True)
+    build = Build(recipe, root, reporter or quiet, threads=1, held=held)
     build.done.update({f"ensure_{stage}": f"{stage} made" for stage in ("dataset", "base", "train", "merge", "export")})
     return build
 
@@ -147,7 +147,7 @@ def test_rows_that_were_edited_are_answered_again(build: Build) -> None:
 
     for side, change in (("hf", as_truth), ("llamacpp", as_hf), ("hf", elsewhere)):
         edit(parity / f"{side}.results.jsonl", change)
-        again = run(replace(opened(build.recipe, build.root), reporter=reporter))
+        again = run(opened(build.recipe, build.root, reporter=reporter))
         assert again
         assert again.gates == first.gates
         assert f"{side}.results.jsonl" in screen.getvalue()
