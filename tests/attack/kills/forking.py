@@ -193,7 +193,7 @@ def _count(place: Path) -> None:
     """Note each step of training and each row of a file."""
     import transformers
 
-    from pipeline.core.jsonl import LinesWriter
+    from pipeline.core.appending import LinesWriter
 
     handle = os.open(place / "counts", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
