@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_folder, sha256_bytes
+from pipeline.core.files import atomic_folder, sha256_bytes, shown
 from pipeline.dataset.records import Dataset, Entry, Problems, Progress, Record, in_parallel, path_inside, read_entries
 from pipeline.dataset.writing import check_target, store_image, write_dataset
 from pipeline.letterbox import letterbox_file
@@ -92,7 +92,7 @@ def import_photos(
             scratch,
             contract,
             records,
-            source={"kind": "photos", "folder": photos.resolve().name, "max_per_class": max_per_class},
+            source={"kind": "photos", "folder": shown(photos.resolve().name), "max_per_class": max_per_class},
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             test=test,
