@@ -58,13 +58,14 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Each file goes to one worker, which makes the file's fixtures once; but the tests of the main job, which share
-    theirs with other workers, go one by one to whichever is free."""
+    """Each file goes to one worker, which makes the file's fixtures once; but the tests of the main job and of kills,
+    which share theirs with other workers, go one by one to whichever is free."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid if nodeid.startswith("tests/test_main_job.py") else nodeid.partition("::")[0]
+            shared = nodeid.startswith(("tests/test_main_job.py", "tests/attack/kills/test_kills.py"))
+            return nodeid if shared else nodeid.partition("::")[0]
 
     config.option.loadscopereorder = False  # the order is that of BEGIN_WITH
     return ByFile(config, log)
