@@ -258,7 +258,10 @@ def read_counted(folder: Path, _: Path) -> None:
     stated = 0
     for name in ("train", "val", "test"):
         if (folder / f"{name}.json").exists():
-            stated += len(json.loads((folder / f"{name}.json").read_text()))
+            records = json.loads((folder / f"{name}.json").read_text())
+            if not isinstance(records, list):
+                raise Lost(f"{name}.json holds no list, and its images were left out without a word")
+            stated += len(records)
     copies = sum("is a copy of" in note for note in found.notes)
     if len(found.train) + len(found.val) + len(found.test) + copies != stated:
         raise Lost(f"{len(found.train) + len(found.val) + len(found.test)} of {stated} records are there")
