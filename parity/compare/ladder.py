@@ -51,6 +51,13 @@ def _not_negative(value: float | None) -> float | None:
     return value
 
 
+def _cosine(value: float | None) -> float | None:
+    if value is not None and abs(value) > 1.001:  # with room for sums in float32
+        raise ValueError("a cosine is between -1 and 1")
+    return value
+
+
+Cosine = Annotated[Number, AfterValidator(_cosine)]
 Distance = Annotated[Number, AfterValidator(_not_negative)]
 
 
@@ -75,7 +82,7 @@ class Measured(Keyed):
     """S3: the first position at which the prompts differ."""
     embeddings_error: Distance
     """S4: ||candidate - reference|| / ||reference||, Frobenius, all pictures together."""
-    embeddings_cosine: Number
+    embeddings_cosine: Cosine
     """S4: the smallest cosine of two tokens' embeddings."""
     logits_kl: Distance
     """S5: KL divergence of the next token over the vocabulary, reference against candidate, nats."""

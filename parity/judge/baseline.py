@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from parity.judge.verdict import Status, Verdict
 from parity.results import Results
 from pipeline.core.errors import UserError
-from pipeline.core.files import write_json
+from pipeline.core.files import read_regular, write_json
 from pipeline.core.jsonl import Hex
 from pipeline.core.settings import Frozen
 
@@ -29,7 +29,7 @@ class Figure(Frozen):
 
     metric: str
     """The same number only where the words are the same."""
-    value: float
+    value: float = Field(ge=0, allow_inf_nan=False)
 
 
 class Baseline(Frozen):
@@ -44,8 +44,8 @@ class Baseline(Frozen):
     side: str
     model: dict[str, Hex]
     versions: dict[str, str]
-    n: int
-    accuracy: float
+    n: int = Field(ge=1)
+    accuracy: float = Field(ge=0, le=1, allow_inf_nan=False)
     measured: dict[Literal["embeddings", "logits"], Figure]
     """Stage -> its number; one that was not measured is left out."""
     correct: dict[Key16, bool]
@@ -86,7 +86,7 @@ def write_baseline(baseline: Baseline, path: Path) -> None:
 def read_baseline(path: Path) -> Baseline:
     """Read a baseline. Raises UserError: unreadable, not a baseline, another schema version."""
     try:
-        return Baseline.model_validate_json(path.read_bytes())
+        return Baseline.model_validate_json(read_regular(path))
     except OSError as error:
         raise UserError(f"baseline {path} cannot be read: {error.strerror}; `parity baseline` writes one") from None
     except ValidationError as error:

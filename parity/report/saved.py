@@ -88,8 +88,9 @@ def _check_bundle(folder: Path, verdict: Verdict) -> None:
     if not bundle.is_dir() or judged.keys() != {"model", "mmproj"}:
         return
     found = {path.name: sha256_file(path) for path in sorted(bundle.glob("*.gguf"))}
-    others = [name for name, value in found.items() if value not in judged.values()]
-    if others or set(found.values()) != set(judged.values()):
+    half = {name: "mmproj" if name.startswith("mmproj-") else "model" for name in found}
+    others = [name for name, value in found.items() if value != judged[half[name]]]
+    if others or set(half.values()) != judged.keys():
         what = (
             f"{bundle / others[0]} is not a file that was judged"
             if others

@@ -17,3 +17,14 @@ MATRIX_TYPES: dict[str, set[str]] = {
     "Q4_K_M": {"Q4_K", "Q6_K", "Q5_0", "Q5_1", "Q8_0"},
 }
 """Type of an export -> the types that its matrices may have."""
+
+NAMED_AFTER: dict[str, set[str]] = {
+    "F32": {"F32"},
+    "F16": {"F16"},
+    "Q8_0": {"Q8_0"},
+    "Q4_0": {"Q4_0"},
+    "Q6_K": {"Q6_K", "Q8_0"},
+    "Q5_K_M": {"Q5_K", "Q5_1"},
+    "Q4_K_M": {"Q4_K", "Q5_0"},
+}
+"""Type of an export -> the types of which some of its matrices are: its own, or what that falls back to."""

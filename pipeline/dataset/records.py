@@ -253,6 +253,8 @@ def read_json(file: Path, problems: Problems) -> Any:
     try:
         data = json.loads(read_regular(file).decode(), parse_constant=_no_constant)
         canonical_json(data)  # refuses half surrogates, which could not be written back
+        if data is None:
+            problems.add(file.name, "is null: make the dataset again")
         return data
     except OSError as error:
         problems.add(file.name, f"cannot be read: {error.strerror}")

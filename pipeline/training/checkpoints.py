@@ -45,7 +45,7 @@ def is_complete(folder: Path) -> bool:
     listed = _read_object(folder / MARKER)
     try:
         return bool(listed) and all(sha256_file(folder / name) == digest for name, digest in listed.items())
-    except OSError:
+    except (OSError, ValueError):  # a name that is none
         return False
 
 

@@ -18,7 +18,6 @@ from trial import FalsePass, Trials, tried
 
 from pipeline.core.errors import UserError
 from pipeline.export import verify
-from pipeline.export.convert import KEY_CONTRACT
 
 if TYPE_CHECKING:
     from models import Pair
@@ -134,12 +133,7 @@ def _signed_of(data: bytes) -> Any:
 
 def read_header(path: Path) -> None:
     """What this project itself reads of a GGUF."""
-    if hasattr(verify, "read_gguf"):
-        verify.read_gguf(path)
-        return
-    verify.gguf_string(path, KEY_CONTRACT)
-    verify.gguf_string(path, "no such key")
-    verify.gguf_matrices(path)
+    verify.read_gguf(path)
 
 
 @DEPTHS

@@ -9,7 +9,7 @@ from parity.judge.gates.common import Pair, greatest, named, result
 from parity.judge.verdict import GateResult
 from parity.results import Header, Results
 from pipeline.contract import Contract
-from pipeline.core.gguf_types import MATRIX_TYPES
+from pipeline.core.gguf_types import MATRIX_TYPES, NAMED_AFTER
 
 
 def runtime(theirs: Header, contract: Contract, ladder: Ladder | None = None) -> GateResult:
@@ -55,7 +55,11 @@ def _odd_types(theirs: Header, ladder: Ladder) -> tuple[str, str, str] | None:
         ("vision", "mmproj_types", ladder.header.mmproj_type),
     ):
         found = theirs.runtime.get(key)
-        if isinstance(found, str) and not set(found.split("+")) <= MATRIX_TYPES.get(declared, {declared}):
+        if not isinstance(found, str):
+            continue
+        types = set(found.split("+"))
+        # Finer than was declared is as wrong: the limits of the logits follow from the type declared.
+        if not types <= MATRIX_TYPES.get(declared, {declared}) or not types & NAMED_AFTER.get(declared, {declared}):
             return half, found, declared
     return None
 

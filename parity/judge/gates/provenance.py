@@ -125,6 +125,7 @@ def _stated(case: Case) -> Finding | None:
             "how its engine was set up (runtime)": not side.runtime,
             "the prompt that it was given (prompt_token_ids)": not side.prompt_token_ids,
             "where in the prompt the picture stands (image_slots)": not side.image_slots,
+            "any text of its prompt (prompt_token_ids)": set(side.prompt_token_ids) <= {-1},
             "which llama.cpp ran (versions)": side.engine == "llama.cpp" and not side.versions.keys() & set(LLAMA_KEYS),
         }
         for what, lacks in missing.items():
@@ -141,6 +142,22 @@ def _stated(case: Case) -> Finding | None:
                 f"{side.side}'s image_slots are not the picture's positions in its prompt_token_ids",
                 "the header was changed, or what wrote it counts otherwise",
                 f"run {side.side} again",
+            )
+    return None
+
+
+def _as_fed(case: Case) -> Finding | None:
+    """A side that states another channel order than the contract's was given other bytes, so the canvases differ."""
+    order = case.contract.image.channel_order
+    if any(a.rgb_sha256 != b.rgb_sha256 for a, b in case.pairs):
+        return None  # the gate `pixels` has more to say
+    for side in case.headers:
+        if side.runtime.get("fed", order) != order:
+            return Finding(
+                f"{side.side} says that it was fed {str(side.runtime['fed']).upper()}, the contract has"
+                f" {order.upper()}, and both sides' canvases are the same bytes",
+                "the header was changed, or both sides were fed otherwise than the contract says",
+                f"run {side.side} again under this contract",
             )
     return None
 
@@ -249,6 +266,10 @@ def _contradictions(case: Case, ladder: Ladder) -> Iterator[str]:
     lost = [row.image_id for row in case.reference.rows.values() if row.key not in ladder.rows]
     if lost:
         yield f"it has no line of {len(lost)} of {len(case.pairs)} images, {named(lost)}"
+    slots = tuple(len(side.image_slots) for side in case.headers)
+    for line in ladder.rows.values():
+        if line.tiles[0] == line.tiles[1] and line.tiles != slots:
+            yield f"it has {line.tiles} pictures of {line.image_id}, and the prompts have slots for {slots}"
     for a, b in case.pairs:
         if wrong := _line_wrong(a, b, ladder.rows[a.key]):
             yield wrong
@@ -281,6 +302,7 @@ CHECKS: tuple[Callable[[Case], Finding | None], ...] = (
     _different_sides,
     _same_inputs,
     _stated,
+    _as_fed,
     _same_weights,
     _own_images,
     _possible,

@@ -106,8 +106,13 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's fast tokenizer. Raises UserError where there is none that can be used with its model."""
     from transformers import AutoTokenizer
 
+    rules = read_object(folder / "tokenizer.json").get("model")
+    prefix = rules.get("continuing_subword_prefix") if isinstance(rules, dict) else None
+    if prefix:  # no SmolVLM has one, and the package ends the process over one that its merges do not have
+        raise UserError(f"{folder} has no usable tokenizer: continuing_subword_prefix is {str(prefix)[:40]!r}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.encode("a", add_special_tokens=False)
         ids = tokenizer.get_vocab().values()
         special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     except BaseException as error:  # the package's own panics are no Exception

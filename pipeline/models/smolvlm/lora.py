@@ -106,10 +106,11 @@ def merge(base: Path, adapter: Path, out: Path, tiling: Tiling, geometry: Vision
     plain = load_model(base)
     try:
         adapted = PeftModel.from_pretrained(plain, adapter).eval()
+        with_adapter = _logits(adapted, inputs)
+        made = unload(adapted)
     except Exception as error:  # whatever else is wrong with adapter_config.json
         raise UserError(f"{adapter} cannot be put on {base}: {first_line(error)}: train again") from None
-    with_adapter = _logits(adapted, inputs)
-    write_model_folder(out, unload(adapted), tokenizer, tiling, geometry)
+    write_model_folder(out, made, tokenizer, tiling, geometry)
     merged = _logits(load_model(out), inputs)
     return check_merge(before, with_adapter, merged)
 

@@ -97,6 +97,21 @@ def test_an_engine_of_unknown_version() -> None:
     assert judge(change_header(ours, versions={"torch": "2"}), theirs, FIVE).status == "PASS"
 
 
+def test_a_prompt_of_nothing_but_pictures() -> None:
+    sides = [change_header(side, prompt_token_ids=(-1, -1), image_slots=((0, 2),)) for side in pair()]
+    refused(judge(sides[0], sides[1], FIVE), "hf's results do not say any text of its prompt")
+
+
+def test_rows_in_another_order_than_the_header_says() -> None:
+    ours, theirs = pair()
+    swapped = change_header(theirs, runtime={"fed": "bgr"})
+    refused(judge(ours, swapped, FIVE), "llamacpp says that it was fed BGR, the contract has RGB, and both sides'")
+    both = change_header(ours, runtime={"fed": "bgr"}), swapped
+    refused(judge(*both, FIVE), "hf says that it was fed BGR")
+    really = change_rows(swapped, lambda row: {"rgb_sha256": sha256_bytes(row.key.encode())})
+    assert judge(ours, really, FIVE).first_bad_stage == "pixels"
+
+
 @pytest.mark.parametrize("slots", [((1, 2),), ((1, 2), (4, 3)), ((0, 2), (4, 2)), ((1, 2), (4, 1 << 40))])
 def test_slots_that_are_not_the_pictures_places(slots: tuple[tuple[int, int], ...]) -> None:
     sides = [change_header(side, image_slots=slots) for side in pair()]
@@ -177,6 +192,7 @@ def test_a_floor_that_cannot_be(name: str) -> None:
         {"tiles_bytes_share": None},
         {"tiles_bytes": 7},
         {"tokens_first": 3, "tokens_equal": True},
+        {"tiles": (1, 1)},
         {"logits_kl_labels": None},
         {"logits_kl_labels": 0.5},
     ],
@@ -185,7 +201,8 @@ def test_a_floor_that_cannot_be(name: str) -> None:
 @pytest.mark.parametrize("count", [1, None])
 def test_lines_that_contradict_the_rows_or_themselves(change: dict[str, object], count: int | None) -> None:
     verdict = judged(lambda ladder: change_ladder(ladder, lambda _: change, count))
-    refused(verdict, "the ladder contradicts the results:", next(iter(change)))
+    word = "pictures of image_0000" if "tiles" in change else next(iter(change))
+    refused(verdict, "the ladder contradicts the results:", word)
 
 
 def test_rows_that_were_changed_under_a_ladder() -> None:

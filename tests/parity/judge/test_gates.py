@@ -114,7 +114,7 @@ def test_another_llama_cpp_is_refused(key: str) -> None:
 
 def test_the_engine_is_set_up_as_the_app_sets_it_up() -> None:
     ours, theirs = pair()
-    runtime = {**FIVE.runtime.model_dump(mode="json"), "n_threads": 2, "fed": "bgr"}
+    runtime = {**FIVE.runtime.model_dump(mode="json"), "n_threads": 2, "fed": "rgb"}
 
     def verdict(**changes: object) -> Verdict:
         return judge(ours, change_header(theirs, runtime=runtime | changes), FIVE)
@@ -176,7 +176,7 @@ def test_both_sides_given_the_same_wrong_pixels() -> None:
     verdict = judge(*sides, FIVE)
     assert_red(verdict, "pixels", "200 of 200 canvases are the same bytes on both sides but not the dataset's")
     bgr = Contract.model_validate({"image": {"channel_order": "bgr"}})
-    sides = [change_header(side, contract_sha256=bgr.digest) for side in sides]
+    sides = [change_header(side, contract_sha256=bgr.digest, runtime={"fed": "bgr"}) for side in sides]
     assert judge(*sides, bgr).status == "PASS"
 
 
@@ -563,7 +563,12 @@ def test_fifty_resamplings_of_a_clean_pair_are_never_failed(contract: Contract) 
 
 def test_files_of_another_type_are_caught_at_the_runtime() -> None:
     ours = results(right(200))
-    for half, odd, declared in (("text", "Q4_0+Q8_0", "Q8_0"), ("mmproj", "Q8_0", "F16")):
+    for half, odd, declared in (
+        ("text", "Q4_0+Q8_0", "Q8_0"),
+        ("mmproj", "Q8_0", "F16"),
+        ("text", "Q8_0", "Q4_0"),  # finer, but held against the limits of the coarse type
+        ("text", "Q6_K+Q8_0", "Q4_K_M"),
+    ):
         stated = {"text_types": "Q8_0", "mmproj_types": "Q8_0"} | {f"{half}_types": odd}
         theirs = results(right(200), "llamacpp")
         header = theirs.header.model_copy(update={"runtime": theirs.header.runtime | stated})

@@ -264,6 +264,9 @@ def test_a_stale_verdict_is_not_reported(clean: Reported, tmp_path: Path) -> Non
         read_saved(run)
 
 
+NAMES = {"model": "model.gguf", "mmproj": "mmproj-model.gguf"}
+
+
 def test_a_verdict_of_other_ggufs_is_not_reported(clean: Reported, tmp_path: Path) -> None:
     for name in ("model", "mmproj"):
         (tmp_path / name).write_bytes(name.encode())
@@ -272,8 +275,14 @@ def test_a_verdict_of_other_ggufs_is_not_reported(clean: Reported, tmp_path: Pat
     run = save(made, tmp_path / "run")
     (run / "bundle").mkdir()
     for name in ("model", "mmproj"):
-        shutil.copy(tmp_path / name, run / "bundle" / f"{name}.gguf")
+        shutil.copy(tmp_path / name, run / "bundle" / NAMES[name])
     assert read_saved(run).verdict.status == "PASS"
+    for name, other in (("model", "mmproj"), ("mmproj", "model")):
+        shutil.copy(tmp_path / other, run / "bundle" / NAMES[name])
+    with pytest.raises(UserError, match=r"is stale: .* is not a file that was judged"):
+        read_saved(run)  # the halves have changed places
+    for name in NAMES:
+        shutil.copy(tmp_path / name, run / "bundle" / NAMES[name])
     (run / "bundle" / "model.gguf").write_bytes(b"another")
     with pytest.raises(UserError, match=r"is stale: .*model\.gguf is not a file that was judged"):
         read_saved(run)
