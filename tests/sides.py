@@ -61,7 +61,7 @@ def results(answers: Answers, side: str = "hf", contract: Contract = FIVE, **hea
         "model": {"model": sha256_bytes(side.encode())},
         "weights_sha256": WEIGHTS,
         "versions": {"llama-cpp-python": "0.3.36"},
-        "device": {"cpu": side},
+        "device": {"cpu": "some"},
         "runtime": {"fed": "rgb"},
         "prompt_token_ids": [7, -1, -1, 8, -1, -1, 9],
         "image_slots": [[1, 2], [4, 2]],

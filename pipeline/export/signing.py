@@ -67,10 +67,8 @@ def sign_files(folder: Path, signature: str, private_key: Path, names: Sequence[
             raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
         try:
             write_bytes(path, made.read())
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be written: {error.strerror}; sign a copy of {folder} in a place that can be written"
-            ) from None
+        except UserError as error:
+            raise UserError(f"{str(error).partition(': ')[0]}: sign a copy of {folder} elsewhere") from None
 
 
 def verify_files(folder: Path, signature: str, public_key: Path, what: str, names: Sequence[str] | None = None) -> None:

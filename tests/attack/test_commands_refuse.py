@@ -14,7 +14,7 @@ import pytest
 from bundles import write_fake_bundle
 from made import CONTRACT, LOSES, Run, make_run
 from malformed import DEPTHS, place_cases, some
-from pictures import METADATA, SIZE, chunk, png_of, png_parts, seeds
+from photo_cases import METADATA, SIZE, chunk, png_of, png_parts, seeds
 from test_malformed_texts import RECIPE
 from trial import ROOT, Case, FalsePass, Hang, Lost, Trials, WrongCode, tried
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 from made import CONTRACT, make_dataset
 from malformed import DEPTHS, byte_cases, json_cases, of_bytes, place_cases, some
-from pictures import cases_of, png_of, png_parts, seeds
+from photo_cases import cases_of, png_of, png_parts, seeds
 from PIL import Image
 from test_malformed_texts import edited, explore
 from trial import Case, Lost, Trials, tried

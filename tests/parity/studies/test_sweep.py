@@ -293,8 +293,9 @@ class Fake:
             self.asked += 1
             seed = int.from_bytes(sha256_bytes(picture.tobytes())[:8].encode(), "big")
             generator = np.random.default_rng(seed)
+            logprobs = {"fire": -0.5, "water": float("nan")}
             yield (
-                Prediction("0" * 64, " fire", (5,), "end", {"fire": -0.5, "water": float("nan")}, ((5, 1.5),), {}),
+                Prediction(sha256_bytes(picture.tobytes()), " fire", (5,), "end", logprobs, ((5, 1.5),), {}),
                 Taps([], (0.5,) * 3, (0.5,) * 3, [1, -1], generator.random((2, 3, 4), np.float32),
                      generator.random(50).astype(np.float32).astype(np.float64)),
             )  # fmt: skip

@@ -25,7 +25,6 @@ from cryptography.hazmat.primitives.serialization import (
 
 from pipeline.core.errors import CheckFailed, UserError
 from pipeline.core.files import sha256_file
-from pipeline.export import signing
 from pipeline.export.signing import sign_bundle, verify_signature
 from pipeline.export.verify import verify_bundle
 
@@ -244,8 +243,8 @@ def test_a_read_only_bundle_is_not_signed_and_said_so(read_only: Path, keys: tup
     result = run("sign", read_only, "--key", keys[0])
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: {read_only / 'model.sig'} cannot be written: Read-only file system; sign a copy of {read_only} in a"
-        " place that can be written\n"
+        f"error: {read_only / 'model.sig'} cannot be written (Read-only file system): sign a copy of {read_only}"
+        " elsewhere\n"
     )
 
 
@@ -253,12 +252,12 @@ def test_a_read_only_bundle_is_not_signed_and_said_so(read_only: Path, keys: tup
 def test_a_signature_that_cannot_be_written_is_one_sentence(
     tmp_path: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
     folder = write_fake_bundle(tmp_path / "bundle")
-    monkeypatch.setattr(signing, "write_bytes", refuse)
-    with pytest.raises(UserError, match=rf"bundle/model\.sig cannot be written: {os.strerror(number)}; sign a copy"):
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(UserError, match=rf"bundle/model\.sig cannot be written \({os.strerror(number)}\): sign a copy"):
         sign_bundle(folder, keys[0])
 
 
