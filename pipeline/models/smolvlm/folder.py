@@ -106,7 +106,10 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's fast tokenizer. Raises UserError where there is none that can be used with its model."""
     from transformers import AutoTokenizer
 
-    rules = read_object(folder / "tokenizer.json").get("model")
+    try:
+        rules = read_object(folder / "tokenizer.json").get("model")
+    except UserError as error:
+        raise UserError(f"{folder} has no usable tokenizer: {error}") from None
     prefix = rules.get("continuing_subword_prefix") if isinstance(rules, dict) else None
     if prefix:  # no SmolVLM has one, and the package ends the process over one that its merges do not have
         raise UserError(f"{folder} has no usable tokenizer: continuing_subword_prefix is {str(prefix)[:40]!r}")
