@@ -24,7 +24,7 @@ lost may differ in its last digits (1e-5 nats where a batch was filled otherwise
 LEAST_KL = 1e-6
 WIDEST_FLOOR = {"embeddings_error": 1.0, "logits_kl": 1.0, "logits_max": 3.0}
 """Median of a noise floor at which bfloat16 alone leaves nothing of the signal: an error as large as the embeddings,
-one nat, three standard deviations."""
+one nat, three standard deviations. Measured with embedded:tiny trained: 0.002, 1e-5 and 0.02."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,9 @@ SAVED = "rename small/checkpoints/checkpoint-4/complete.json"
     ("name", "pattern"),
     [
         ("train", r"(unlinkat|rmdir) .*/checkpoints|rename .*/(summary|train).json"),
-        ("parity", r"write .*\.jsonl \(write"),
+        pytest.param(
+            "parity", r"write .*\.jsonl \(write", marks=pytest.mark.attack
+        ),  # an export of its own comes first
     ],
 )
 def test_killed_at_a_bad_moment_it_goes_on(
