@@ -37,7 +37,7 @@ def _content(path: Path) -> Any:
         return _timeless({key: value for key, value in _json(path).items() if key == "result"})
     if path.name == "verdict.json":
         return _timeless(_json(path) | {"evidence": None})  # digests of files with times in them
-    if path.name == "adapter_config.json":
+    if path.name == "adapter_config.json" and "checkpoints" not in path.parts:  # there it may be cut short
         return _json(path) | {"base_model_name_or_path": None}  # the run's own folder, unless it was taken from another
     if path.name == "manifest.json":
         # The digest of the training stage is over its log, which has times.
