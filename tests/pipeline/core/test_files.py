@@ -213,13 +213,12 @@ def test_a_full_disk_is_not_the_places_fault(tmp_path: Path, write: Callable[[Pa
 
 
 def save_torch(path: Path) -> None:
-    import torch
-
+    torch = pytest.importorskip("torch", reason="torch is not installed here: `make test` has it")
     torch.save({"weight": torch.zeros(1 << 20)}, path)
 
 
 def save_safetensors(path: Path) -> None:
-    import torch
+    torch = pytest.importorskip("torch", reason="torch is not installed here: `make test` has it")
     from safetensors.torch import save_file
 
     save_file({"weight": torch.zeros(1 << 20)}, path)
