@@ -132,7 +132,7 @@ bench: tools ## compare speeds with Pillow, llama-mtmd-cli and llama-server
 	@$(BIN)/python -m bench
 
 .PHONY: nightly
-nightly: test-slow parity-swap parity-sweep bench docker-repro attack ## what takes too long for every change, in turn (2 hours; `make -k` goes on after a failure)
+nightly: test-slow parity-swap parity-sweep bench docker-repro attack ## what takes too long for every change, in turn (hours; `make -k` goes on after a failure)
 
 .PHONY: lock
 lock: environment ## write locks/ again from pyproject.toml (newer versions: UPGRADE=1)

@@ -7,16 +7,17 @@ with write access to all of them can still do, and how a signature prevents it, 
 from pathlib import Path
 
 from parity.judge.judge import EXIT_CODES
-from parity.report.saved import read_saved
+from parity.report.saved import HALVES, read_saved
+from pipeline.contract import load_contract
 from pipeline.core.errors import NotReleased
-from pipeline.core.files import sha256_file
-from pipeline.export.verify import verify_bundle
+from pipeline.export.verify import CONTRACT, verify_bundle
 
 
 def require_release(folder: Path, public_key: Path | None = None) -> list[str]:
     """What was checked of a run's folder, a line each. ``public_key``: of the owner who must have signed it.
 
-    Raises NotReleased: a verdict that is not PASS, or was given under other limits than the contract's. Raises
+    Raises NotReleased: a verdict that is not PASS, was given under other limits than the contract's, or is of another
+    bundle. Raises
     UserError: no run, a stale verdict. Raises CheckFailed: a damaged bundle; a signature that is missing, or not of
     these files.
     """
@@ -30,8 +31,10 @@ def require_release(folder: Path, public_key: Path | None = None) -> list[str]:
         raise NotReleased("the verdict was given without a ladder: run `parity run` without --no-ladder")
     bundle = saved.folder.parent / "bundle"
     checked = verify_bundle(bundle)
-    if {sha256_file(path) for path in bundle.glob("*.gguf")} != {*verdict.candidate_header.model.values()}:
+    if verdict.candidate_header.model.keys() != HALVES:  # read_saved compares the files of a side that names both
         raise NotReleased(f"{bundle} holds other GGUFs than those that were judged: run `parity run` again")
+    if load_contract(bundle / CONTRACT).digest != saved.contract.digest:
+        raise NotReleased(f"{bundle} has another contract than the one that was judged by: run `parity run` again")
     lines = [
         f"verdict: PASS on {verdict.n} {verdict.split or 'unnamed'} images, judged again from the files beside it",
         f"bundle: {len(checked)} checks passed, and its GGUFs are those that were judged",

@@ -181,12 +181,10 @@ def quieten() -> None:
 
 def run_app(command: typer.Typer) -> None:
     """Run a command line and end the process with its exit code (:mod:`pipeline.core.commandline`)."""
-    from functools import partial
-
     from pipeline.core.commandline import run
 
     quieten()
-    run(partial(command, standalone_mode=True))
+    run(command)
 
 
 def main() -> None:

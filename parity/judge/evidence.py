@@ -7,13 +7,14 @@ made with the key that signs bundles (:mod:`pipeline.export.signing`).
 from os.path import lexists
 from pathlib import Path
 
+from parity.judge.baseline import BASELINE
 from pipeline.core.errors import UserError
 from pipeline.export.signing import sign_files, verify_files
 
 SIGNATURE = "parity.sig"
 RESULTS = "*.results.jsonl"
 VERDICT = "verdict.json"
-OTHERS = ("baseline.json", "ladder.jsonl", VERDICT)
+OTHERS = (BASELINE, "ladder.jsonl", VERDICT)
 """Signed beside the results, where they are there."""
 
 

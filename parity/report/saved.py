@@ -18,6 +18,9 @@ from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
 
+HALVES = {"model", "mmproj"}
+"""What llama.cpp's side calls the two files of a bundle."""
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -85,7 +88,7 @@ def _check_bundle(folder: Path, verdict: Verdict) -> None:
     """Raise UserError where the GGUFs beside a run's results are not those that were judged."""
     bundle = folder.parent / "bundle"
     judged = verdict.candidate_header.model
-    if not bundle.is_dir() or judged.keys() != {"model", "mmproj"}:
+    if not bundle.is_dir() or judged.keys() != HALVES:
         return
     found = {path.name: sha256_file(path) for path in sorted(bundle.glob("*.gguf"))}
     half = {name: "mmproj" if name.startswith("mmproj-") else "model" for name in found}

@@ -17,7 +17,7 @@ from parity.judge.goldens import letterbox_gate
 from parity.judge.judge import judge, write_verdict
 from parity.release import require_release
 from parity.results import Results, read_results
-from pipeline.contract import Gate
+from pipeline.contract import Contract, Gate
 from pipeline.core.errors import CheckFailed, NotReleased, UserError
 from pipeline.core.files import sha256_file
 from pipeline.export.signing import sign_bundle
@@ -31,6 +31,7 @@ def write_run(
     gate: Gate | None = None,
     ladder: bool = True,
     model: dict[str, str] | None = None,
+    contract: Contract = FIVE,
 ) -> Path:
     """A run's folder, all of it made as a run makes it."""
     bundle = write_fake_bundle(folder / "bundle")
@@ -44,7 +45,7 @@ def write_run(
         write_ladder(ladder_of(ours, theirs), parity / "ladder.jsonl")
     read = [read_results(parity / f"{side.header.side}.results.jsonl") for side in (ours, theirs)]
     walked = read_ladder(parity / "ladder.jsonl") if ladder else None
-    write_verdict(judge(*read, FIVE, [letterbox_gate()], walked, gate), parity / "verdict.json")
+    write_verdict(judge(*read, contract, [letterbox_gate()], walked, gate), parity / "verdict.json")
     return folder
 
 
@@ -113,6 +114,15 @@ def test_results_of_other_files_than_the_bundles_do_not(tmp_path: Path) -> None:
     """A side may name its files as it likes; what it names must be what is in the bundle."""
     folder = write_run(tmp_path / "run", pair(), model={"text": "0" * 64})
     with pytest.raises(NotReleased, match="bundle holds other GGUFs than those that were judged"):
+        require_release(folder)
+
+
+def test_a_verdict_by_another_contract_than_the_bundles_does_not(tmp_path: Path) -> None:
+    wide = Contract(gate=Gate(margin_points=30, class_margin_points=90))
+    sides = results(right(200), contract=wide), results(spoil(right(200), 20), "llamacpp", wide)
+    folder = write_run(tmp_path / "run", sides, contract=wide)
+    (folder / "parity" / "contract.json").write_text(wide.model_dump_json())
+    with pytest.raises(NotReleased, match="bundle has another contract than the one that was judged by"):
         require_release(folder)
 
 
