@@ -40,7 +40,7 @@ def open_rows(
     path: Path, header: Header, samples: Sequence[Sample], reporter: Reporter, subset: bool = False
 ) -> ResultsWriter:
     """A side's file, with the rows that an earlier run left in it; those that the dataset contradicts, or that are not
-    as they were written, are not gone on from, and the person waiting is told.
+    as they were written, are not kept, and the person waiting is told.
 
     ``subset``: the file may keep rows of images that are not among ``samples``.
     """

@@ -1,7 +1,7 @@
 """Appending to a file of lines (:mod:`pipeline.core.jsonl`), and going on with one that a killed run left.
 
 While a file grows it has no closing line. ``.<name>.written`` beside it then holds the lengths and the digests of what
-was written, and rows that do not agree with it are not gone on from: they were changed by something else.
+was written, and rows that do not agree with it are not kept: something else changed them.
 """
 
 import hashlib
@@ -174,7 +174,7 @@ class LinesWriter(Generic[Head, Item]):
 
 @dataclass(frozen=True)
 class _Kept(Generic[Head]):
-    """As much of a file as is gone on from."""
+    """The part of a file that is kept."""
 
     header: Head
     first: int

@@ -18,13 +18,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from pipeline.core.errors import EXIT_BUG, EXIT_FAIL, EXIT_INTERRUPTED, EXIT_USAGE, CheckFailed, NotReleased, UserError
-from pipeline.core.files import says_full
-
-_PLACE_AT_FAULT = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
-    errno.ENXIO, errno.ENODEV, errno.EIO, errno.ETXTBSY, errno.EBUSY,
-}  # fmt: skip
-"""What a path can be refused for that no code can help."""
+from pipeline.core.files import OF_THE_PLACE, says_full
 
 
 def run(command: Callable[[], Any]) -> None:
@@ -68,7 +62,7 @@ def _ended(command: Callable[[], Any]) -> Any:
         if isinstance(error, MemoryError):
             _say("error: there is not enough memory: end other programs, or choose a smaller model or batch")
             return EXIT_USAGE
-        if isinstance(error, OSError) and error.errno in _PLACE_AT_FAULT and error.filename is not None:
+        if isinstance(error, OSError) and error.errno in {*OF_THE_PLACE, errno.EIO} and error.filename is not None:
             _say(f"error: {os.fsdecode(error.filename)} cannot be used: {error.strerror}; choose another place")
             return EXIT_USAGE
         _say(_bug(error))

@@ -22,14 +22,14 @@ from typing import IO, Any, BinaryIO
 
 from pipeline.core.errors import UserError
 
-# Errors that another place would not have. A full disk or a failing one is none of them.
-_OF_THE_PLACE = {
+OF_THE_PLACE = {
     getattr(errno, name)
     for name in (
         *("EACCES", "EBUSY", "EEXIST", "EINVAL", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENOENT", "ENOTDIR", "ENXIO"),
-        *("EOPNOTSUPP", "EPERM", "EROFS", "EXDEV"),
+        *("ENODEV", "EOPNOTSUPP", "EPERM", "EROFS", "ETXTBSY", "EXDEV"),
     )
 }
+"""Errors that another place would not have. A full disk or a failing one is none of them."""
 
 _FULL = re.compile(
     "No space left on device|Disk quota exceeded"  # the kernel's, also in a child's words and in safetensors'
@@ -105,7 +105,7 @@ def _place(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _OF_THE_PLACE:
+        if error.errno not in OF_THE_PLACE:
             raise
         split = error.errno in (errno.EEXIST, errno.ENOTDIR)
         reason = "a part of its path is not a folder" if split else error.strerror

@@ -28,3 +28,6 @@ NAMED_AFTER: dict[str, set[str]] = {
     "Q4_K_M": {"Q4_K", "Q5_0"},
 }
 """Type of an export -> the types of which some of its matrices are: its own, or what that falls back to."""
+
+FILE_TYPES: dict[str, int] = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
+"""Type of an export -> its number (``enum llama_ftype`` of llama.h)."""

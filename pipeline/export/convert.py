@@ -17,11 +17,8 @@ from typing import Any
 
 from pipeline.core.errors import CheckFailed
 from pipeline.core.files import says_full
-from pipeline.core.gguf_types import MmprojType, TextType
+from pipeline.core.gguf_types import FILE_TYPES, MmprojType, TextType
 from pipeline.core.toolchain import LlamaLog, load_gguf, source_tree
-
-# enum llama_ftype in include/llama.h
-_FTYPE: dict[TextType, int] = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
 
 # Keys that this project adds to a GGUF's metadata.
 KEY_CONTRACT = "parity.contract_sha256"
@@ -84,7 +81,7 @@ def _quantize(source: Path, target: Path, text_type: TextType, threads: int) -> 
 
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.nthread = threads
-    parameters.ftype = _FTYPE[text_type]
+    parameters.ftype = FILE_TYPES[text_type]
     with LlamaLog() as log:
         code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))
     if code != 0:

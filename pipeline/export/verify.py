@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from pipeline.core.errors import EXIT_FAIL, EXIT_PASS, EXIT_USAGE, CheckFailed, UserError
 from pipeline.core.files import canonical_json, sha256_bytes, sha256_file
-from pipeline.core.gguf_types import MATRIX_TYPES
+from pipeline.core.gguf_types import FILE_TYPES, MATRIX_TYPES
 
 MANIFEST = "manifest.json"
 CONTRACT = "contract.json"
@@ -32,7 +32,6 @@ SIGNATURE = "model.sig"
 # pipeline/export/convert.py's, which 3.9 cannot import
 KEY_CONTRACT = "parity.contract_sha256"
 KEY_WEIGHTS = "parity.weights_sha256"
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
 
 # GGUF's value types (ggml's docs/gguf.md): type -> struct's letter, for those of a fixed width.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

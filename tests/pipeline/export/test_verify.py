@@ -20,10 +20,11 @@ from bundles import MMPROJ, TEXT, flip, read_manifest, write_fake_bundle, write_
 from pipeline.contract import Contract, Gate, ImageContract
 from pipeline.core.errors import CheckFailed, UserError
 from pipeline.core.files import sha256_file, write_json
+from pipeline.core.gguf_types import FILE_TYPES, MATRIX_TYPES
 from pipeline.core.toolchain import load_gguf
 from pipeline.export import bundle as export_bundle
 from pipeline.export import convert, verify
-from pipeline.export.verify import FILE_TYPES, TENSOR_TYPES, read_gguf, verify_bundle
+from pipeline.export.verify import TENSOR_TYPES, read_gguf, verify_bundle
 
 ROOT = Path(__file__).parents[3]
 OTHER = Contract(labels=("day", "night"))
@@ -57,7 +58,7 @@ def test_an_exported_bundle_is_whole(bundle: Path) -> None:
 
 def test_names_are_the_exports_own() -> None:
     assert (verify.KEY_CONTRACT, verify.KEY_WEIGHTS) == (convert.KEY_CONTRACT, convert.KEY_WEIGHTS)
-    assert convert._FTYPE == FILE_TYPES
+    assert set(FILE_TYPES) == set(MATRIX_TYPES)
     assert (verify.MANIFEST, verify.CONTRACT) == (export_bundle.MANIFEST, export_bundle.CONTRACT)
 
 
