@@ -31,6 +31,17 @@ STAGES = [
 ENGINES = {"hf": "transformers"}
 WEIGHTS = sha256_bytes(b"weights")
 
+FLOOR = NoiseFloor(
+    samples=32,
+    embeddings_error=Spread(median=0.005, p95=0.006, largest=0.007),
+    logits_kl=Spread(median=5e-6, p95=4e-5, largest=1e-4),
+    logits_kl_labels=Spread(median=3e-6, p95=3e-5, largest=8e-5),
+    logits_max=Spread(median=0.01, p95=0.02, largest=0.03),
+    generated_differ=0,
+    labels_differ=0,
+)
+"""Made up, of a small model's size."""
+
 Answers = Sequence[tuple[str, str | None]]
 """(truth, label) of each image."""
 
@@ -173,15 +184,7 @@ def ladder_of(reference: Results, candidate: Results, **header: object) -> Ladde
         "text_type": "Q8_0",
         "mmproj_type": "Q8_0",
         "kv_type": "q4_0/q4_0",
-        "floor": NoiseFloor(
-            samples=32,
-            embeddings_error=Spread(median=0.005, p95=0.006, largest=0.007),
-            logits_kl=Spread(median=5e-6, p95=4e-5, largest=1e-4),
-            logits_kl_labels=Spread(median=3e-6, p95=3e-5, largest=8e-5),
-            logits_max=Spread(median=0.01, p95=0.02, largest=0.03),
-            generated_differ=0,
-            labels_differ=0,
-        ),
+        "floor": FLOOR,
     }
     return Ladder(LadderHeader.model_validate(values | header), rows)
 

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ import numpy as np
 from headers import gguf_text
 from PIL import Image
 from pydantic import ValidationError
+from sides import FLOOR
 
-from parity.compare.ladder import LadderHeader, LadderWriter, Measured, NoiseFloor, Spread, header_digest
+from parity.compare.ladder import LadderHeader, LadderWriter, Measured, header_digest
 from parity.results import Header, ResultsWriter, Row, label_kl
 from pipeline.contract import Contract
 from pipeline.core.files import sha256_bytes, sha256_file, write_json
@@ -149,9 +149,7 @@ def headers(digest: str, bundle: Path | None, images: int = IMAGES) -> tuple[Hea
         "model": hashes or {"model": "e" * 64, "mmproj": "f" * 64},
         "runtime": runtime | {"n_threads": 2, "fed": "rgb", "text_types": "Q8_0", "mmproj_types": "Q8_0"},
     }
-    known = Header.model_fields.keys()
-    first, second = ({key: value for key, value in (common | own).items() if key in known} for own in (ours, theirs))
-    return Header.model_validate(first), Header.model_validate(second)
+    return Header.model_validate(common | ours), Header.model_validate(common | theirs)
 
 
 def rows(records: Sequence[Record], loses: int = 2) -> tuple[list[Row], list[Row]]:
@@ -204,18 +202,10 @@ def ladder_header(ours: Header, theirs: Header, images: int = IMAGES) -> LadderH
         "text_type": "Q8_0",
         "mmproj_type": "Q8_0",
         "kv_type": f"{CONTRACT.runtime.type_k}/{CONTRACT.runtime.type_v}",
-        "floor": NoiseFloor(
-            samples=min(64, images),
-            embeddings_error=Spread(median=0.005, p95=0.006, largest=0.007),
-            logits_kl=Spread(median=5e-6, p95=4e-5, largest=1e-4),
-            logits_kl_labels=Spread(median=3e-6, p95=3e-5, largest=8e-5),
-            logits_max=Spread(median=0.01, p95=0.02, largest=0.03),
-            generated_differ=0,
-            labels_differ=0,
-        ),
+        "floor": FLOOR,
         "images": images,
     }
-    return LadderHeader.model_validate({k: v for k, v in values.items() if k in LadderHeader.model_fields})
+    return LadderHeader.model_validate(values)
 
 
 def measured(a: Row, b: Row, chance: random.Random) -> Measured:
@@ -254,11 +244,9 @@ def write_files(folder: Path, records: Sequence[Record], digest: str, bundle: Pa
         with ResultsWriter(folder / f"{name}.results.jsonl", header) as writer:
             for row in lines:
                 writer.append(row)
-        reseal(folder / f"{name}.results.jsonl")
     with LadderWriter(folder / "ladder.jsonl", ladder_header(ours, theirs, count)) as steps:
         for step in compared:
             steps.append(step)
-    reseal(folder / "ladder.jsonl")
 
 
 def make_run(root: Path, bundle: Path, loses: int = 2) -> Run:
@@ -281,12 +269,6 @@ def copy_run(run: Run, root: Path) -> Run:
 
 
 # --- damaging one ----------------------------------------------------------------------------------------------------
-
-
-@cache
-def has_closing_line() -> bool:
-    """Whether files of this version end with a closing line."""
-    return "images" in Header.model_fields
 
 
 def replace(path: Path, data: bytes | str) -> None:
@@ -313,8 +295,6 @@ def write(path: Path, header: Line, rows: Iterable[Line], end: Iterable[Line] = 
 def reseal(path: Path) -> None:
     """Make count and closing line anew for the lines that are there."""
     header, lines, _ = read(path)
-    if not has_closing_line():
-        return
     header["images"] = len(lines)
     write(path, header, lines)
     body = path.read_bytes()

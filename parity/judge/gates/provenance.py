@@ -20,8 +20,12 @@ ORDER = ("hf", "llamacpp")
 """Sides from the trained model on; any other side comes behind them. A reference stands before what it judges."""
 KL_TOLERANCE = 1e-3
 """Relative, between a ladder's KL over the labels and that of the rows: an image that is run again where a ladder was
-lost may differ in its last digits (1e-5 nats where a batch was filled otherwise)."""
+lost may differ in its last digits (1e-5 nats where a batch was filled otherwise). Measured without such a loss: 0 in
+300 of 300 images."""
 LEAST_KL = 1e-6
+"""Nats that are always allowed."""
+MOST_PROBABILITY = 1.001
+"""Of all labels together. Measured: 0.995 at most in 600 rows."""
 WIDEST_FLOOR = {"embeddings_error": 1.0, "logits_kl": 1.0, "logits_max": 3.0}
 """Median of a noise floor at which bfloat16 alone leaves nothing of the signal: an error as large as the embeddings,
 one nat, three standard deviations. Measured with embedded:tiny trained: 0.002, 1e-5 and 0.02."""
@@ -207,7 +211,7 @@ def _possible(case: Case) -> Finding | None:
     for side in (case.reference, case.candidate):
         for row in side.rows.values():
             total = sum(math.exp(value) for value in row.label_logprobs.values() if value is not None)
-            if total > 1.001:
+            if total > MOST_PROBABILITY:
                 return Finding(
                     f"{side.header.side}'s label_logprobs of {row.image_id} are probabilities that sum to {total:.3f}",
                     "the file was changed, or what wrote it measures otherwise",
