@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from bundles import MMPROJ, TEXT, write_fake_bundle
+from keys import write_pair
 from sides import FIVE, change_header, ladder_of, pair, results, right, spoil, write_ladder, write_results
 
 from parity.compare.ladder import read_ladder
@@ -127,11 +128,7 @@ def test_a_verdict_by_another_contract_than_the_bundles_does_not(tmp_path: Path)
 
 
 def test_signatures_where_a_key_is_given(run: Path, tmp_path: Path) -> None:
-    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
-    openssl = ["openssl", "ec", "-in", private, "-pubout", "-out", public]
-    make = ["openssl", "ecparam", "-genkey", "-noout", "-name", "prime256v1", "-out", private]
-    for command in (make, openssl):
-        subprocess.run(command, check=True, capture_output=True)
+    private, public = write_pair(tmp_path, "key")
     with pytest.raises(CheckFailed, match=r"model\.sig is missing"):
         require_release(run, public)
     sign_bundle(run / "bundle", private)

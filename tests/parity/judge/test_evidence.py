@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from keys import write_pair
 
 from parity.judge.evidence import sign_evidence, verify_evidence
 from pipeline.core.errors import CheckFailed, UserError
@@ -18,17 +17,9 @@ from pipeline.core.files import sha256_file
 NAMES = ["baseline.json", "hf.results.jsonl", "ladder.jsonl", "llamacpp.results.jsonl", "verdict.json"]
 
 
-def write_keys(folder: Path, name: str) -> tuple[Path, Path]:
-    """A new key pair's files: private, public."""
-    key, private, public = ec.generate_private_key(ec.SECP256R1()), folder / f"{name}.pem", folder / f"{name}.pub"
-    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    return private, public
-
-
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, Path]:
-    return write_keys(tmp_path, "key")
+    return write_pair(tmp_path, "key")
 
 
 @pytest.fixture
@@ -110,7 +101,7 @@ def test_two_files_that_change_places_are_named(signed: Path, keys: tuple[Path, 
 
 def test_another_key_or_none_is_refused(run: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
     assert "is missing: nobody has signed these results" in refused(run, keys[1])
-    sign_evidence(run, write_keys(tmp_path, "other")[0])
+    sign_evidence(run, write_pair(tmp_path, "other")[0])
     assert "made with another key" in refused(run, keys[1])
     (run / "parity" / "parity.sig").write_text("{}")
     assert "changed or damaged" in refused(run, keys[1])

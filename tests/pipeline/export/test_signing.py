@@ -14,14 +14,8 @@ from pathlib import Path
 import pytest
 from bundles import MMPROJ, TEXT, flip, read_manifest, write_fake_bundle, write_manifest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    KeySerializationEncryption,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
+from keys import write_pair, write_private
 
 from pipeline.core.errors import CheckFailed, UserError
 from pipeline.core.files import sha256_file
@@ -29,20 +23,6 @@ from pipeline.export.signing import sign_bundle, verify_signature
 from pipeline.export.verify import verify_bundle
 
 BIN = Path(sys.executable).parent
-
-
-def write_private(path: Path, key: object, encryption: KeySerializationEncryption | None = None) -> Path:
-    encoded = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption or NoEncryption())  # type: ignore[attr-defined]
-    path.write_bytes(encoded)
-    return path
-
-
-def write_pair(folder: Path, name: str, curve: ec.EllipticCurve | None = None) -> tuple[Path, Path]:
-    """A new key pair's files: private, public."""
-    key = ec.generate_private_key(curve or ec.SECP256R1())
-    public = folder / f"{name}.pub"
-    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    return write_private(folder / f"{name}.pem", key), public
 
 
 @pytest.fixture(autouse=True)
