@@ -122,9 +122,14 @@ LadderFile = Annotated[
 @app.command(help="Judge saved results files; no model is loaded. Several candidates are several runs of one.")
 def judge(
     reference: Annotated[Path, typer.Argument(help="Results of the side that is right by definition (hf).")],
-    candidates: Annotated[list[Path], typer.Argument(help="Results of the side to judge, one file a run.")],
+    candidates: Annotated[
+        list[Path], typer.Argument(help="Results of the side to judge, one file a run; with --plan HOST and DEVICE.")
+    ],
     contract: ContractFile = None,
     ladder: LadderFile = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Judge a phone's answers to some of the images by this plan.")
+    ] = None,
     margin: Annotated[
         float | None, typer.Option(help="Percentage points in place of the contract's gate.margin_points.")
     ] = None,
@@ -142,30 +147,84 @@ def judge(
     from parity.judge.beside import find_contract, find_ladder
     from parity.judge.goldens import letterbox_gate
     from parity.judge.judge import judge_runs, write_verdict
+    from parity.judge.phone import judge_phone
+    from parity.judge.plan import read_plan_for
     from parity.report.screen import print_verdict
     from parity.results import read_results
     from pipeline.contract import Gate
     from pipeline.core.settings import validate
 
+    planned = read_plan_for(plan, len(candidates), margin) if plan else None
     ours = read_results(reference)
     meant = find_contract(contract, reference, ours)
     tried = {"margin_points": margin, "noise_factor": noise_factor}
     changed = {key: value for key, value in tried.items() if value is not None}
-    theirs = [(str(path), read_results(path)) for path in candidates]
-    verdict = judge_runs(
-        ours,
-        theirs,
-        meant,
-        [letterbox_gate()],
-        find_ladder(ladder, reference, ours, [results for _, results in theirs]),
-        validate(Gate, meant.gate.model_dump() | changed, "the limits given"),
-        read_baseline(baseline) if baseline else None,
-    )
+    limits = validate(Gate, meant.gate.model_dump() | changed, "the limits given")
+    # A phone stops where the plan says so, and needs no closing line.
+    theirs = [(str(path), read_results(path, bool(plan) and path == candidates[-1])) for path in candidates]
+    walked = find_ladder(ladder, reference, ours, [results for _, results in theirs])
+    past = read_baseline(baseline) if baseline else None
+    if planned:
+        (_, host), (_, device) = theirs
+        verdict = judge_phone(ours, host, device, planned, meant, [letterbox_gate()], walked, limits, past)
+    else:
+        verdict = judge_runs(ours, theirs, meant, [letterbox_gate()], walked, limits, past)
     if out:
         write_verdict(verdict, out)
     print_verdict(verdict, Console())
     tell_github(verdict)
     sys.exit(verdict.exit_code)
+
+
+@app.command(
+    help="Plan how few images a phone has to answer, before its first: writes plan.json, prints the PASS line."
+)
+def plan(
+    reference: Annotated[Path, typer.Argument(help="Results of the side that is right by definition (hf).")],
+    host: Annotated[Path, typer.Argument(help="Results of the GGUFs under llama.cpp on this machine, all images.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; by default plan.json beside HOST.", show_default=False)
+    ] = None,
+    contract: ContractFile = None,
+    ladder: LadderFile = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Percentage points in place of the contract's gate.margin_points.")
+    ] = None,
+    census: Annotated[int, typer.Option(help="Always answer so many images with the host's smallest margins.")] = 0,
+    class_checks: Annotated[
+        int, typer.Option(help="Always answer so many images of each class; they can only turn red.")
+    ] = 5,
+    block: Annotated[
+        int, typer.Option(help="So many images of all kinds come first: an early FAIL is tried on them.")
+    ] = 30,
+    budget: Annotated[
+        int | None, typer.Option(help="Images that the phone answers at most; by default all that can count.")
+    ] = None,
+    seed: Annotated[
+        str | None, typer.Option(help="64 hex digits, to make a plan again; the verdict then says so.")
+    ] = None,
+) -> None:
+    from rich.console import Console
+
+    from parity.judge.beside import find_contract, find_ladder
+    from parity.judge.goldens import letterbox_gate
+    from parity.judge.phone import draw_plan
+    from parity.judge.plan import PLAN, Wishes, write_plan
+    from parity.report.planned import print_plan
+    from parity.results import read_results
+    from pipeline.core.settings import validate
+
+    path = out or host.parent / PLAN
+    ours, theirs = read_results(reference), read_results(host)
+    meant = find_contract(contract, reference, ours)
+    asked = {"census": census, "class_checks": class_checks, "block": block, "budget": budget}
+    asked["margin_points"] = meant.gate.margin_points if margin is None else margin  # type: ignore[assignment]
+    wishes = validate(Wishes, asked, "the plan asked for")
+    walked = find_ladder(ladder, reference, ours, [theirs])
+    places = [path.parent, host.parent]
+    made = draw_plan(ours, theirs, meant, wishes, places, [letterbox_gate()], walked, seed)
+    write_plan(made, path)
+    print_plan(made, path, Console())
 
 
 @app.command(help="Compare two results files of any sides or runs. Exit code 1 where an answer differs.")

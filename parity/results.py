@@ -115,12 +115,15 @@ class Results:
     rows: dict[str, Row]
     """Key -> row, in the order of the file."""
     sha256: str | None = None
-    """Of the file, as its closing line states it; None where the answers were never in one."""
+    """Of the file, as its closing line states it; None where the answers were never in one, or it has none."""
 
 
-def read_results(path: Path) -> Results:
-    """Read one side's whole file. Raises UserError as :func:`pipeline.core.jsonl.read_lines` does."""
-    lines = read_lines(path, Header, Row)
+def read_results(path: Path, unfinished: bool = False) -> Results:
+    """Read one side's whole file, or what there is of an ``unfinished`` one, as a phone leaves it that stops early.
+
+    Raises UserError as :func:`pipeline.core.jsonl.read_lines` does.
+    """
+    lines = read_lines(path, Header, Row, unfinished)
     return Results(lines.header, lines.rows, lines.sha256)
 
 

@@ -8,18 +8,19 @@ from os.path import lexists
 from pathlib import Path
 
 from parity.judge.baseline import BASELINE
+from parity.judge.plan import PLAN
 from pipeline.core.errors import UserError
 from pipeline.export.signing import sign_files, verify_files
 
 SIGNATURE = "parity.sig"
 RESULTS = "*.results.jsonl"
 VERDICT = "verdict.json"
-OTHERS = (BASELINE, "ladder.jsonl", VERDICT)
+OTHERS = (BASELINE, "ladder.jsonl", PLAN, VERDICT)
 """Signed beside the results, where they are there."""
 
 
 def sign_evidence(folder: Path, private_key: Path) -> Path:
-    """Sign the results, the ladder, the baseline and the verdict of a run; returns the signature's path.
+    """Sign the results, the ladder, the baseline, the plan and the verdict of a run; returns the signature's path.
 
     ``folder``: a run's, or the parity folder in it. Nothing is changed there but ``parity.sig``, and the files are
     signed as they are: whether the verdict follows from them is for the gate to find out. Raises UserError: no verdict

@@ -40,6 +40,8 @@ EXIT_CODES: dict[Status, int] = {
     "INCONCLUSIVE": EXIT_INCONCLUSIVE,
     "REFUSED": EXIT_REFUSED,
 }
+REFUSING = ("provenance", "device provenance")
+"""Gates that refuse where they are red."""
 _SEVERITY: tuple[Status, ...] = ("PASS", "INCONCLUSIVE", "FAIL", "REFUSED")
 
 
@@ -65,7 +67,7 @@ def judge(
     changed = overrides(contract.gate, gate)
     pairs = _paired(reference, candidate)
     for results in (reference, candidate):
-        _check_labels(results, contract)
+        check_labels(results, contract)
     if ladder:
         kept = {key: row for key, row in ladder.rows.items() if key in reference.rows}
         ladder = replace(ladder, rows=kept)
@@ -88,7 +90,7 @@ def judge(
     ]
     if baseline:
         walked.append(scores.baseline(candidate, walked, baseline, gate))
-    status, bad = _conclude(walked)
+    status, bad = conclude(walked)
     sides = (side_scores(reference, contract.labels), side_scores(candidate, contract.labels))
     return Verdict(
         status=status,
@@ -158,12 +160,13 @@ def judge_runs(
     return worst.model_copy(update={"runs": runs})
 
 
-def _conclude(walked: Sequence[GateResult]) -> tuple[Status, GateResult | None]:
+def conclude(walked: Sequence[GateResult]) -> tuple[Status, GateResult | None]:
     """(status, the gate that decides it); see :mod:`parity.judge.verdict`."""
-    red = next((gate for gate in walked if gate.red), None)
+    red = [gate for gate in walked if gate.red]
+    if refusing := next((gate for gate in red if gate.stage in REFUSING), None):
+        return "REFUSED", refusing
     if red:
-        refused = any(gate.red and gate.stage == "provenance" for gate in walked)
-        return ("REFUSED" if refused else "FAIL"), red
+        return "FAIL", red[0]
     open_gate = next((gate for gate in walked if gate.status == "undecided"), None)
     return ("INCONCLUSIVE", open_gate) if open_gate else ("PASS", None)
 
@@ -235,7 +238,8 @@ def _paired(reference: Results, candidate: Results) -> list[Pair]:
     return sorted(pairs, key=lambda pair: (pair[0].image_id, pair[0].key))
 
 
-def _check_labels(results: Results, contract: Contract) -> None:
+def check_labels(results: Results, contract: Contract) -> None:
+    """Raise UserError where a row has a label that the contract does not have."""
     known = set(contract.labels)
     for row in results.rows.values():
         for label in (row.truth, row.label, *row.label_logprobs):

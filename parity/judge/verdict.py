@@ -2,9 +2,10 @@
 
 Made by :mod:`parity.judge.judge`, shown by :mod:`parity.report`. Needs no model library.
 
-Invariants of a :class:`Verdict`, in this order: REFUSED exactly where the gate ``provenance`` is red; FAIL where
-another gate is red; INCONCLUSIVE where none is red and one is undecided; PASS otherwise. ``first_bad_stage`` is the
-first red gate, or the first undecided one. Every confusion matrix sums to ``n``.
+Invariants of a :class:`Verdict`, in this order: REFUSED exactly where the gate ``provenance`` or ``device provenance``
+is red; FAIL where another gate is red; INCONCLUSIVE where none is red and one is undecided; PASS otherwise.
+``first_bad_stage`` is the first red gate, or the first undecided one; where it is REFUSED the one that refuses. Every
+confusion matrix sums to ``n``.
 """
 
 from typing import Literal
@@ -48,7 +49,9 @@ class GateResult(Frozen):
 
     stage: str
     """``provenance``, ``runtime``, ``letterbox``, ``decoded``, ``pixels``, ``tiles``, ``tokens``, ``embeddings``,
-    ``logits``, ``generation``, ``answers``, ``accuracy``, ``classes``, ``baseline``."""
+    ``logits``, ``generation``, ``answers``, ``accuracy``, ``classes``, ``baseline``; of a phone that is held against
+    the host by a plan: ``device provenance``, ``device runtime``, ``device pixels``, ``device tokens``,
+    ``device logits``, ``device answers``, ``audit``, ``device classes``."""
     rung: Rung | None = None
     """Its place on the ladder: decoded S0, pixels S1, tiles S2, tokens S3, embeddings S4, logits S5, generation S6,
     accuracy S7; null for a check that is no part of the ladder."""
@@ -152,8 +155,8 @@ class Difference(Frozen):
     p_inferior: float
     """One-sided p of "the candidate is worse by the margin or more" (Tango's score test): non-inferior below 0.025."""
     needed: int | None
-    """Images that would show non-inferiority at the discordance seen; null where no number would (the candidate is
-    worse by the margin or more)."""
+    """Images to plan a new run on: the fewest that would show non-inferiority at the discordance seen; null where no
+    number would (the candidate is worse by the margin or more)."""
 
 
 class Flip(Frozen):
@@ -218,6 +221,72 @@ class Runs(Frozen):
     n: int
 
 
+class PassRow(Frozen):
+    """PASS where at most so many are lost."""
+
+    losses: int
+    right: int
+    """Pictures of the random order, of those that the host gets right."""
+    pictures: int
+    """Pictures that the phone has then answered in all."""
+
+
+class Lost(Frozen):
+    """A picture that the host gets right and the phone does not."""
+
+    picture: int
+    """How many the phone had answered with it."""
+    image_id: str
+    key: str
+    truth: str
+    label: str | None
+    """What the phone said; null where it gave no label, as after a crash or a time-out."""
+
+
+class ClassCheck(Frozen):
+    """The pictures of one class that are answered whatever else happens; they can only turn a verdict red."""
+
+    label: str
+    planned: int
+    """Pictures that the host gets right."""
+    answered: int
+    lost: int
+
+
+class Audit(Frozen):
+    """A phone's answers to some of the pictures, held against the plan that was made before the first."""
+
+    plan_sha256: Hex
+    claim: str
+    """What a PASS says, in one sentence."""
+    stop: Literal["PASS", "FAIL", "FUTILE"] | None
+    """The plan's rule that applied first; null where none has so far. FUTILE: more were lost than its rows allow."""
+    pictures: int
+    """N: that the host answered."""
+    planned: int
+    """Pictures that the phone may have to answer: the budget."""
+    counted: int
+    """Pictures answered in the plan's order without a gap, up to the stop."""
+    uncounted: int
+    """The phone's other rows: beyond a gap or the stop, or not in the plan."""
+    right: int
+    """Of the random order's pictures that are counted, those that the host gets right."""
+    lost: tuple[Lost, ...]
+    """Of these, those that the phone gets wrong, in the plan's order: each is a step of the staircase."""
+    rows: tuple[PassRow, ...]
+    """The PASS line, with the census as the phone answered it."""
+    block: int
+    """Pictures of all kinds at the start of the random order, on which an early FAIL is tried."""
+    wealth: float
+    """The greatest that the bet on a FAIL reached; a FAIL at 40."""
+    census: int
+    census_won: int
+    """Census pictures that the phone alone got right, of phone and host."""
+    census_lost: int
+    class_checks: tuple[ClassCheck, ...]
+    device_header: Header
+
+
 class Verdict(Frozen):
     """All that is known of two sides; see the module's docstring."""
 
@@ -244,8 +313,9 @@ class Verdict(Frozen):
     overrides: tuple[str, ...]
     """What was judged by other limits than the contract's, one sentence each; a gate for release takes none."""
     evidence: dict[str, Hex]
-    """``reference``, ``candidate``, ``ladder``, ``baseline`` -> SHA-256 of what was judged, as far as it was in files:
-    what the closing line states, of the baseline that of its canonical JSON."""
+    """``reference``, ``candidate``, ``ladder``, ``baseline``, ``plan``, ``device`` -> SHA-256 of what was judged, as
+    far as it was in finished files: what the closing line states, of the baseline that of its canonical JSON, of the
+    plan that of its file."""
     limits: Limits | None
     """Those that the gates of S4 and S5 were judged by; null where the ladder was not walked."""
     difference: Difference
@@ -258,5 +328,7 @@ class Verdict(Frozen):
     candidate: Side
     runs: Runs | None = None
     """Where more than one run of the candidate was judged."""
+    audit: Audit | None = None
+    """Where a phone was judged by a plan; all else but the gates is then of the host, which is the candidate."""
     reference_header: Header
     candidate_header: Header

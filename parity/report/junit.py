@@ -42,7 +42,16 @@ def junit_xml(verdict: Verdict, reference: Results, candidate: Results) -> bytes
 
 
 def _properties(verdict: Verdict) -> Mapping[str, str]:
-    return {
+    audit = verdict.audit
+    by_plan = {
+        "plan_sha256": audit.plan_sha256,
+        "plan_claim": audit.claim,
+        "plan_stop": audit.stop or "none",
+        "plan_pictures": str(audit.counted),
+        "plan_lost": " ".join(str(lost.picture) for lost in audit.lost),
+        "plan_pass_line": " ".join(f"{row.losses}:{row.pictures}" for row in audit.rows),
+    } if audit else {}  # fmt: skip
+    return by_plan | {
         "verdict": verdict.status,
         "first_bad_stage": verdict.first_bad_stage or "",
         "images": str(verdict.n),

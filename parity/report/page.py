@@ -16,11 +16,12 @@ from typing import Any
 import jinja2
 
 from parity.compare.ladder import RUNGS, Ladder
-from parity.judge.verdict import Verdict, display_name
+from parity.judge.verdict import Audit, Verdict, display_name
 from parity.report.drawing import axis, scatter, steps
 from parity.report.pictures import Budget, ImageOf, Pictures, collect, counted
 from parity.report.provenance import provenance
 from parity.report.rows import KINDS, NO_ANSWER, Kind, Pair, columns, pair_up, probabilities
+from parity.report.staircase import bet_words, class_words, pass_line, staircase, stop_words
 from parity.results import Results
 
 FLIP_CARDS = 200
@@ -62,6 +63,7 @@ def render_page(
         steps=steps(verdict),
         off_ladder=[gate for gate in verdict.gates if gate.rung is None],
         unmeasured=[gate for gate in verdict.gates if gate.status == "not measured"],
+        **_phone(verdict.audit),
         ladder=ladder,
         accuracy_axis=_accuracy_axis(verdict),
         gap_axis=_gap_axis(verdict),
@@ -84,6 +86,20 @@ def render_page(
         marks=MARKS,
         status_marks=STATUS_MARKS,
     )  # fmt: skip
+
+
+def _phone(audit: Audit | None) -> dict[str, Any]:
+    """What the section about a phone needs."""
+    if audit is None:
+        return {}
+    return {
+        "device": display_name(audit.device_header.side),
+        "stairs": staircase(audit),
+        "stop": stop_words(audit),
+        "line": pass_line(audit.rows),
+        "bet": bet_words(audit),
+        "classes": class_words(audit.class_checks) if audit.class_checks else "",
+    }
 
 
 def _text(name: str) -> str:

@@ -12,12 +12,16 @@ from parity.judge.baseline import BASELINE, read_baseline
 from parity.judge.beside import find_contract, find_ladder
 from parity.judge.goldens import letterbox_gate
 from parity.judge.judge import judge
+from parity.judge.phone import judge_phone
+from parity.judge.plan import PLAN, read_plan
 from parity.judge.verdict import SCHEMA_VERSION, Verdict
 from parity.results import Results, read_results
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
 
+DEVICE = "device"
+"""What a phone's side is called."""
 HALVES = {"model", "mmproj"}
 """What llama.cpp's side calls the two files of a bundle."""
 
@@ -68,7 +72,13 @@ def _judge_again(
     """What the files give now, under the limits that the verdict was given under."""
     held = any(gate.stage == "baseline" for gate in verdict.gates)
     baseline = read_baseline(folder / BASELINE) if held else None
-    made = judge(reference, candidate, contract, [letterbox_gate()], ladder, verdict.gate, baseline)
+    rest = contract, [letterbox_gate()], ladder, verdict.gate, baseline
+    if "plan" in verdict.evidence:
+        side = verdict.audit.device_header.side if verdict.audit else DEVICE
+        device = read_results(folder / f"{side}.results.jsonl", unfinished=True)
+        made = judge_phone(reference, candidate, device, read_plan(folder / PLAN), *rest)
+    else:
+        made = judge(reference, candidate, *rest)
     return made.model_copy(update={"runs": verdict.runs})
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from parity.compare.ladder import RUNGS
 from parity.judge.verdict import Flip, Flips, GateResult, GateStatus, Side, Status, Verdict, display_name, images_name
+from parity.report.staircase import bet_words, class_words, pass_line, stop_words
 from pipeline.evaluation import confusion_lines
 
 MAX_WIDTH = 100
@@ -55,6 +56,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
 def _print(verdict: Verdict, console: Console) -> None:
     width = min(console.width, MAX_WIDTH)
     parts: list[RenderableType] = [_headline(verdict), _sides(verdict), _facts(verdict), _gates(verdict)]
+    parts += _audit(verdict)
     parts += _runs(verdict)
     parts += _flip_lists(verdict)
     parts += _matrices(verdict, width) if len(verdict.labels) <= MATRIX_LABELS else _confusions(verdict)
@@ -134,7 +136,7 @@ def _facts(verdict: Verdict) -> RenderableType:
         "p of worse",
         f"{d.p_inferior:.3g} (score test), that it is worse by {d.margin_points:g} points; ruled out below 0.025",
     )
-    enough = "no number rules that out" if d.needed is None else f"about {d.needed} rule that out"
+    enough = "no number rules that out" if d.needed is None else f"a run has to be planned on {d.needed} or more"
     table.add_row("images", f"{verdict.n}; at the differences seen {enough}")
     if verdict.label_logprobs:
         drift = verdict.label_logprobs
@@ -173,6 +175,28 @@ def _grid(columns: int) -> Table:
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     return table
+
+
+def _audit(verdict: Verdict) -> list[RenderableType]:
+    """A phone's answers against its plan."""
+    audit = verdict.audit
+    if audit is None:
+        return []
+    table = _grid(2)
+    table.add_row("claim", Text(plain(audit.claim)))
+    table.add_row("stop", stop_words(audit))
+    table.add_row("PASS after", pass_line(audit.rows))
+    for lost in audit.lost[:SHOWN_FLIPS]:
+        said = f"{lost.truth} as {lost.label or 'no answer'}"
+        table.add_row("lost", Text(plain(f"picture {lost.picture:,}: {lost.image_id}, {said}")))
+    if len(audit.lost) > SHOWN_FLIPS:
+        table.add_row("", Text(f"and {len(audit.lost) - SHOWN_FLIPS} more", style="dim"))
+    if audit.census:
+        table.add_row("census", f"{audit.census} pictures, {audit.census_lost} lost, {audit.census_won} won")
+    if audit.class_checks:
+        table.add_row("classes", class_words(audit.class_checks))
+    table.add_row("bet on FAIL", bet_words(audit))
+    return [section(f"{plain(display_name(audit.device_header.side))}, by its plan", table)]
 
 
 def _runs(verdict: Verdict) -> list[RenderableType]:

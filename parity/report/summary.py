@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from parity.judge.verdict import Flip, GateResult, Verdict, display_name, images_name
+from parity.report.staircase import pass_line, stop_words
 
 MAX_BYTES = 1 << 20
 """What GitHub shows of a step's summary; a longer one is refused whole."""
@@ -36,8 +37,8 @@ def summary(verdict: Verdict) -> str:
         lines += [f"- Likely cause: {escape(verdict.cause)}"]
     if verdict.fix:
         lines += [f"- What to do: {escape(verdict.fix)}"]
-    if verdict.status == "INCONCLUSIVE" and gap.needed is not None:
-        lines += [f"- Images needed: {gap.needed:,} (this run: {verdict.n:,})"]
+    if verdict.status == "INCONCLUSIVE" and gap.needed is not None and not verdict.audit:
+        lines += [f"- Next run: plan it on {gap.needed:,} images or more (this run: {verdict.n:,})"]
     lines += [
         "",
         f"| {verdict.n:,} {images_name(verdict)} | {escape(ours)} | {escape(theirs)} |",
@@ -54,6 +55,7 @@ def summary(verdict: Verdict) -> str:
         "| :-- | :-- | --: | --: | --: | :-- |",
         *(_gate(gate) for gate in verdict.gates),
         "",
+        *_phone(verdict),
         *_flips(verdict, ours, theirs),
     ]
     for note in verdict.notes[:20]:
@@ -62,6 +64,22 @@ def summary(verdict: Verdict) -> str:
     while len(text.encode()) >= MAX_BYTES:  # only labels or sides of absurd length could get here
         text = text[: len(text) // 2].rsplit("\n", 1)[0] + "\n"
     return text
+
+
+def _phone(verdict: Verdict) -> list[str]:
+    audit = verdict.audit
+    if audit is None:
+        return []
+    lines = [
+        f"**{escape(display_name(audit.device_header.side))}, by its plan**: {escape(audit.claim)}.",
+        "",
+        f"- Stop: {escape(stop_words(audit))}",
+        f"- PASS after {pass_line(audit.rows)}",
+    ]
+    for lost in audit.lost[:SHOWN_FLIPS]:
+        said = f"{lost.truth} as {lost.label or 'no answer'}"
+        lines.append(f"- Lost as picture {lost.picture:,}: {escape(lost.image_id)}, {escape(said)}")
+    return [*lines, ""]
 
 
 def _row(name: str, cells: Sequence[str]) -> str:

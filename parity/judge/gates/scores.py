@@ -85,17 +85,17 @@ def accuracy(
             **numbers,
         )
     if difference.low < -gate.margin_points:
-        needed = difference.needed
-        more = f"about {needed} images" if needed else "more images"
-        enough = f": about {needed} are needed" if needed else ""
+        # No invitation to add images until it passes, which would let bad builds through.
+        more = f"{difference.needed} images or more" if difference.needed else "more images"
         return result(
             "accuracy",
             "undecided",
-            f"{detail}; its 95 % interval goes down to {difference.low:+.2f}, and {more} would narrow it enough at the"
-            " differences seen",
+            f"{detail}; its 95 % interval goes down to {difference.low:+.2f}; at the differences seen it takes {more}"
+            " to narrow it enough",
             f"{n} images are too few to rule out that {display_name(names[1])} is worse by {gate.margin_points:g}"
-            f" points{enough}",
-            f"judge on {more}, or allow a larger gate.margin_points",
+            f" points: plan the next run on {more}",
+            f"plan a run on {more} and judge it once, at its end, since adding images until it passes lets bad builds"
+            " through; or allow a larger gate.margin_points",
             **numbers,
         )
     return result("accuracy", "green", f"{detail}; 95 % interval from {difference.low:+.2f} on", **numbers)

@@ -405,9 +405,10 @@ def test_other_limits_need_no_other_contract() -> None:
 def test_too_few_images_to_tell() -> None:
     """None differ; 3.84 * 0.97 / 0.03 = 124.2 images show 3 points."""
     verdict = judge(*pair(124), FIVE)
-    assert_stops(verdict, "INCONCLUSIVE", 3, "accuracy", "goes down to -3.0", "about 125 images")
+    assert_stops(verdict, "INCONCLUSIVE", 3, "accuracy", "goes down to -3.0", "it takes 125 images or more")
     assert verdict.headline == (
-        "124 images are too few to rule out that llama.cpp is worse by 3 points: about 125 are needed"
+        "124 images are too few to rule out that llama.cpp is worse by 3 points: plan the next run on 125 images or"
+        " more"
     )
     assert verdict.difference.needed == 125
     assert verdict.difference.p_inferior > 0.025

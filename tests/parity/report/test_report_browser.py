@@ -173,13 +173,13 @@ def test_verdict_comes_first_and_says_what_to_do(opened: Open, fail: Reported) -
     ]  # fmt: skip
 
 
-def test_inconclusive_says_how_many_images_are_needed(opened: Open, tmp_path: Path) -> None:
+def test_inconclusive_says_how_many_images_to_plan_on(opened: Open, tmp_path: Path) -> None:
     few = passing(30)
     assert few.verdict.status == "INCONCLUSIVE"
     path = tmp_path / "few.html"
     path.write_text(render_page(few.verdict, few.reference, few.candidate, None, few.image_of), encoding="utf-8")
     text = opened(path).locator("#verdict").inner_text()
-    assert f"{few.verdict.difference.needed:,}, this run has 30" in text
+    assert f"Plan it on {few.verdict.difference.needed:,} images or more; this run has 30" in text
 
 
 def test_ladder_parts_at_the_first_red_rung(opened: Open, fail: Reported) -> None:

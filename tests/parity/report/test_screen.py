@@ -74,7 +74,7 @@ def test_every_status_is_told_in_words() -> None:
     assert "What to do next" in refused
     few = " ".join(render_text(judge(*pair(50), FIVE)).split())
     assert "INCONCLUSIVE 50 images are too few to rule out" in few
-    assert "about 125 are needed" in " ".join(few.replace("│", " ").split())
+    assert "plan the next run on 125 images or more" in " ".join(few.replace("│", " ").split())
     assert "? open S7 accuracy" in few
     assert "What to do next" in few
 
