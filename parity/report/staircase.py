@@ -26,8 +26,6 @@ class Staircase:
     """Path of the phone's losses."""
     end: tuple[float, float]
     """Where the phone stands, percent from the left and from the top."""
-    block: float
-    """Where the pictures of all kinds end, percent."""
     limit: float | None
     """Height above which no PASS is possible, percent from the top; None where it lies beyond the drawing."""
 
@@ -38,7 +36,8 @@ def staircase(audit: Audit) -> Staircase | None:
         return None
     shown = audit.rows[: len(audit.lost) + AHEAD]
     furthest = max(audit.counted, shown[-1].pictures)
-    across = Axis(0.0, 1.06 * furthest, axis((0.0, 1.06 * furthest), 7).ticks)
+    end = 1.06 * furthest
+    across = Axis(0.0, end, tuple(tick for tick in axis((0.0, end), 7).ticks if tick <= end))
     top = max(len(audit.lost), shown[-1].losses) + 1
     step = max(1, top // 8)
     # Half a loss below 0, so that a staircase without a step is not hidden by the axis.
@@ -65,7 +64,6 @@ def staircase(audit: Audit) -> Staircase | None:
         line=line,
         steps=steps,
         end=(across.at(audit.counted), round(100 - up.at(len(audit.lost)), 3)),
-        block=across.at(audit.census + audit.block),
         limit=round(100 - up.at(last), 3) if last < up.high else None,
     )
 
@@ -106,4 +104,5 @@ def bet_words(audit: Audit) -> str:
 def class_words(checks: Sequence[ClassCheck]) -> str:
     """How the pictures of each class came out, together."""
     lost, answered, planned = (sum(getattr(one, name) for one in checks) for name in ("lost", "answered", "planned"))
-    return f"{lost} lost of {answered} answered, {planned} planned in {len(checks)} classes"
+    of = f"{planned}" if answered == planned else f"{answered} (of {planned})"
+    return f"{lost} lost of {of} in {len(checks)} classes"
