@@ -8,6 +8,7 @@ from pathlib import Path
 
 from parity.judge.judge import EXIT_CODES
 from parity.report.saved import HALVES, read_saved
+from parity.report.staircase import stop_words
 from pipeline.contract import load_contract
 from pipeline.core.errors import NotReleased
 from pipeline.export.verify import CONTRACT, verify_bundle
@@ -39,6 +40,8 @@ def require_release(folder: Path, public_key: Path | None = None) -> list[str]:
         f"verdict: PASS on {verdict.n} {verdict.split or 'unnamed'} images, judged again from the files beside it",
         f"bundle: {len(checked)} checks passed, and its GGUFs are those that were judged",
     ]
+    if verdict.audit:
+        lines.append(f"phone: {stop_words(verdict.audit)}: {verdict.audit.claim}")
     if public_key:
         from parity.judge.evidence import verify_evidence
         from pipeline.export.signing import verify_signature

@@ -20,9 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
 ALPHA = 0.025
 """The chance of a false PASS at most, and of a false early FAIL."""
 MOST_ROWS = 200
@@ -50,6 +47,8 @@ def looks(theta: float, most: int, spend: Callable[[int], float] = spending, row
     each picture lost with the chance ``theta`` (0..1). Exact: the distribution of the losses of those that have not
     stopped is carried from row to row. No n beyond ``most``; the list ends there.
     """
+    import numpy as np  # here, as judging without a plan does without it
+
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, most + 1)))])  # of the factorials
     keep = math.log1p(-theta)
     going = np.zeros(rows + 1)  # chance of k losses without having stopped, at the picture reached
@@ -61,9 +60,8 @@ def looks(theta: float, most: int, spend: Callable[[int], float] = spending, row
         if reached + step > most:
             break
         lost = np.arange(min(step, rows - row) + 1)
-        chances = np.exp(
-            logs[step] - logs[lost] - logs[step - lost] + lost * math.log(theta) + (step - lost) * keep
-        )  # binomial
+        ways = logs[step] - logs[lost] - logs[step - lost]
+        chances = np.exp(ways + lost * math.log(theta) + (step - lost) * keep)  # binomial
         going[row:] = np.convolve(going[row:], chances)[: rows + 1 - row]
         reached += step
         stopped += float(going[row])
@@ -94,6 +92,8 @@ def pass_rows(share: float, difference: float, width: float, margin: float, most
     With K = A l / n the phone's loss seen, theta the loss rate that l losses in n pictures still rule out, row l is the
     smallest n with K + sqrt(w^2 + (A theta - K)^2) <= margin + D. Empty where no number of pictures would do.
     """
+    import numpy as np
+
     room = margin + difference
     if not 0 < share <= 1 or width < 0 or room <= width:
         return ()
@@ -101,10 +101,8 @@ def pass_rows(share: float, difference: float, width: float, margin: float, most
     lowest, highest = room - width, math.sqrt(room**2 - width**2)
     losses = np.linspace(lowest, highest, RATES) if highest > lowest else np.array([highest])
     losses = losses[losses < share]
-    if not len(losses):
-        return ()
     tables = [looks(float(loss) / share, most) for loss in losses]
-    count = max(map(len, tables))
+    count = max(map(len, tables), default=0)
     if not count:
         return ()
     beyond = most + 1
@@ -113,23 +111,15 @@ def pass_rows(share: float, difference: float, width: float, margin: float, most
         earliest[index, : len(table)] = table
     # What rules out a rate must rule out every higher one, too.
     earliest = np.maximum.accumulate(earliest[::-1], axis=0)[::-1]
-    rows = np.maximum(earliest, _wide_enough(losses, np.arange(count), share, room, width, beyond)).min(axis=0)
-    rows = np.maximum.accumulate(rows)
-    return tuple(int(n) for n in rows[rows <= most])
-
-
-def _wide_enough(
-    losses: npt.NDArray[np.float64], row: npt.NDArray[np.int_], share: float, room: float, width: float, beyond: int
-) -> npt.NDArray[np.int_]:
-    """(loss, row) -> the smallest n at which the loss seen, K, leaves MOVER's bound within ``room``."""
-    # K + sqrt(w^2 + (loss - K)^2) <= room, solved for K; without a width the only loss is room itself
+    # The smallest n at which K is small enough: K + sqrt(w^2 + (loss - K)^2) <= room, solved for K. Without a width the
+    # only loss is room itself.
     largest = (room + losses) / 2 - (width**2 / (2 * (room - losses)) if width else 0)
-    needed = np.full((len(losses), len(row)), beyond)
+    needed = np.full((len(losses), count), beyond)
     needed[:, 0] = 0  # K is 0 there, and every loss is at most sqrt(room^2 - w^2)
-    some = largest > 0
-    exact = share * row[None, 1:] / largest[some, None]
-    needed[some, 1:] = np.minimum(np.ceil(exact - 1e-9), beyond)
-    return needed
+    exact = share * np.arange(1, count)[None, :] / largest[largest > 0, None]
+    needed[largest > 0, 1:] = np.minimum(np.ceil(exact - 1e-9), beyond)
+    rows = np.maximum.accumulate(np.maximum(earliest, needed).min(axis=0))
+    return tuple(int(n) for n in rows[rows <= most])
 
 
 class Bet:
@@ -147,9 +137,7 @@ class Bet:
     def see(self, net: int) -> float:
         """Take one picture's net loss: 1 lost, -1 gained, 0 neither. Returns the wealth."""
         mean = self._allowed / self._left  # of what is left, where the margin is just kept
-        if mean <= -1 or mean >= 1:
-            self.wealth = math.inf if mean < -1 else self.wealth
-        else:
+        if -1 < mean < 1:  # beyond it no bet is possible
             stake = min(STAKE, 0.99 / (1 + mean))
             self.wealth *= 1 + stake * (net - mean)
         self._left -= 1

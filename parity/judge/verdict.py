@@ -11,6 +11,7 @@ confusion matrix sums to ``n``.
 from typing import Literal
 
 from parity.compare.ladder import Rung
+from parity.judge.audit import Stop
 from parity.results import Header
 from pipeline.contract import Gate
 from pipeline.core.jsonl import Hex
@@ -259,7 +260,7 @@ class Audit(Frozen):
     plan_sha256: Hex
     claim: str
     """What a PASS says, in one sentence."""
-    stop: Literal["PASS", "FAIL", "FUTILE"] | None
+    stop: Stop | None
     """The plan's rule that applied first; null where none has so far. FUTILE: more were lost than its rows allow."""
     pictures: int
     """N: that the host answered."""

@@ -14,7 +14,7 @@ from parity.judge.evidence import sign_evidence, verify_evidence
 from pipeline.core.errors import CheckFailed, UserError
 from pipeline.core.files import sha256_file
 
-NAMES = ["baseline.json", "hf.results.jsonl", "ladder.jsonl", "llamacpp.results.jsonl", "verdict.json"]
+NAMES = ["baseline.json", "hf.results.jsonl", "ladder.jsonl", "llamacpp.results.jsonl", "plan.json", "verdict.json"]
 
 
 @pytest.fixture

@@ -243,7 +243,7 @@ def test_a_saved_verdict_holds_everything(tmp_path: Path) -> None:
 
 def test_judging_needs_no_heavy_library() -> None:
     heavy = ["torch", "transformers", "llama_cpp", "sklearn", "matplotlib", "numpy", "scipy", "PIL"]
-    modules = "parity.report.screen, parity.judge.judge, parity.studies.diff, parity.judge.baseline"
+    modules = "parity.report.screen, parity.judge.judge, parity.studies.diff, parity.judge.phone"
     code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
     root = Path(__file__).parents[3]
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)

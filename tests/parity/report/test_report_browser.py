@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from phones import both, judged, phone, plan_of, right_places
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from reported import COLOURS, HOSTILE_ID, HOSTILE_LABEL, HOSTILE_TEXT, Reported, failing, many, passing
@@ -626,3 +627,32 @@ def test_ten_thousand_images(opened: Open, tmp_path: Path) -> None:
     assert page.locator("#detail-title").inner_text() == "image_4245"
     page.keyboard.press("Escape")
     assert page.locator(".dots.same").get_attribute("d").count("M") > 9000  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_a_phones_staircase_is_seen(opened: Open, tmp_path: Path, width: int) -> None:
+    """It lies within its frame, ends on the PASS line, and needs no sideways scrolling."""
+    sides = both()
+    plan = plan_of(sides)
+    lost = right_places(sides[1], plan, 60)[:20:10]
+    verdict = judged(sides, phone(sides[1], plan, plan.rows[2].pictures, lost=lost), plan)
+    path = tmp_path / "phone.html"
+    path.write_text(render_page(verdict, *sides, None, lambda _: None), encoding="utf-8")
+    page = opened(path, viewport={"width": width, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator("main > section").evaluate_all("all => all.map((one) => one.id)")[:3] == [
+        "verdict", "phone", "ladder"
+    ]  # fmt: skip
+    frame, end = (page.locator(f".staircase {one}").bounding_box() for one in (".area", ".stair-end"))
+    assert frame
+    assert end
+    middle = end["x"] + end["width"] / 2
+    assert frame["x"] < middle < frame["x"] + frame["width"]
+    assert frame["y"] <= end["y"] + end["height"] / 2 <= frame["y"] + frame["height"]
+    assert verdict.audit
+    line = page.locator(".staircase .pass-line").evaluate("path => path.getAttribute('d')")
+    rise = float(re.findall(r"H([\d.]+)", line)[1])
+    assert (middle - frame["x"]) / frame["width"] == pytest.approx(rise / 1000, abs=0.02)
+    assert colours(page.locator("#phone .staircase").screenshot()) > 30
+    page.locator("#phone button.link").first.click()
+    assert page.locator("dialog").is_visible()
