@@ -57,6 +57,12 @@ COMMANDS = [
         PARITY,
         ("judge", "RUN/parity/hf.results.jsonl", "RUN/parity/llamacpp.results.jsonl", "--baseline", "FILE"),
     ),
+    Command("results", PARITY, ("plan", "FILE", "RUN/parity/llamacpp.results.jsonl", "--out", "RUN/p.json")),
+    Command(
+        "plan",
+        PARITY,
+        ("judge", "RUN/parity/hf.results.jsonl", *["RUN/parity/llamacpp.results.jsonl"] * 2, "--plan", "FILE"),
+    ),
 ]
 
 
@@ -71,6 +77,7 @@ def damaged(command: Command, run: Run) -> list[Case]:
         "results": run.llamacpp.read_bytes(),
         "ladder": run.ladder.read_bytes(),
         "baseline": b'{"schema_version": 1, "kind": "baseline", "status": "PASS"}',
+        "plan": b'{"schema_version": 1, "kind": "plan", "seed": ""}',
     }
     data = texts[command.kind]
     files: dict[str, bytes] = {
@@ -236,7 +243,7 @@ def test_the_commands_end_well_with_what_they_can_use(run: Run, tmp_path: Path) 
     (tmp_path / "contract.json").write_text(CONTRACT.model_dump_json())
     files["contract"] = tmp_path / "contract.json"
     for command in COMMANDS:
-        if command.kind in ("results", "baseline"):
+        if command.kind in ("results", "baseline", "plan"):
             continue
         file = Path(shutil.copyfile(files[command.kind], tmp_path / command.kind))
         arguments = [str(file) if part == "FILE" else part.replace("RUN", str(run.root)) for part in command.arguments]

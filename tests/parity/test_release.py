@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from bundles import MMPROJ, TEXT, write_fake_bundle
 from keys import write_pair
+from phones import phone, plan_of
 from sides import FIVE, change_header, ladder_of, pair, results, right, spoil, write_ladder, write_results
 
 from parity.compare.ladder import read_ladder
 from parity.judge.evidence import sign_evidence
 from parity.judge.goldens import letterbox_gate
 from parity.judge.judge import judge, write_verdict
+from parity.judge.phone import judge_phone
+from parity.judge.plan import write_plan
 from parity.release import require_release
 from parity.results import Results, read_results
 from pipeline.contract import Contract, Gate
@@ -59,6 +62,23 @@ def test_a_pass_gets_through(run: Path) -> None:
     lines = require_release(run)
     assert lines[0] == "verdict: PASS on 200 unnamed images, judged again from the files beside it"
     assert lines[-1] == f"{run} may be released"
+
+
+@pytest.mark.parametrize(("pictures", "code"), [(200, 0), (60, 3)])
+def test_a_phone_that_was_judged_by_its_plan_counts(run: Path, pictures: int, code: int) -> None:
+    parity = run / "parity"
+    ours, host = (read_results(parity / f"{name}.results.jsonl") for name in ("hf", "llamacpp"))
+    plan = plan_of((ours, host))
+    write_plan(plan, parity / "plan.json")
+    write_results(phone(host, plan, pictures), parity / "device.results.jsonl")
+    device, walked = read_results(parity / "device.results.jsonl"), read_ladder(parity / "ladder.jsonl")
+    write_verdict(judge_phone(ours, host, device, plan, FIVE, [letterbox_gate()], walked), parity / "verdict.json")
+    if code:
+        with pytest.raises(NotReleased, match="the verdict is INCONCLUSIVE: device has not answered enough") as caught:
+            require_release(run)
+        assert caught.value.code == code
+    else:
+        assert any(line.startswith("phone: PASS after ") for line in require_release(run))
 
 
 @pytest.mark.parametrize(
