@@ -55,7 +55,7 @@ class Header(HeaderLine):
     device: dict[str, str]
     """What it ran on: host, cpu, ..."""
     runtime: dict[str, str | int | Finite | bool | None]
-    """How the engine was set up: n_ctx, n_threads, type_k, ..."""
+    """How the engine was set up: n_ctx, n_threads, type_k, ...; ``plan_sha256`` where it ran by a plan."""
     prompt_token_ids: tuple[int, ...]
     """The whole prompt's layout: the ids of its text, and -1 at every position that a picture's embedding takes."""
     image_slots: tuple[tuple[int, int], ...]

@@ -170,11 +170,14 @@ def _audit(prefix: Prefix, host: Results, device: Results) -> GateResult:
             samples=course.at,
         )
     if course.stop == "FUTILE":
-        last = f"{rows[-1].losses} at most" if rows else "no loss, and not even that would do with this census"
+        most = len(prefix.layout.order)
+        allowed = (
+            f"a PASS allows {rows[-1].losses} within {most}" if rows else f"the census alone rules a PASS out in {most}"
+        )
         return result(
             stage,
             "undecided",
-            f"{detail}; a PASS allows {last} within {len(prefix.layout.order)} pictures",
+            f"{detail}; {allowed} pictures",
             f"{name} lost more pictures than the plan allows: no further picture can bring a PASS",
             "look at the pictures lost; a corrected build gets a plan of its own, and another plan for this one would"
             " be peeking",
@@ -227,9 +230,8 @@ def _classes(prefix: Prefix, host: Results, device: Results, gate: Gate) -> Gate
     if not checks:
         return result(stage, "not measured", "the plan has no pictures for it")
     allowed = gate.class_margin_points / 100
-    worse = [
-        one for one in checks if one.lost and at_least(one.lost, one.planned, allowed) * len(checks) <= ALPHA
-    ]  # those that are not answered count as kept
+    # Pictures that are not answered yet count as kept.
+    worse = [one for one in checks if at_least(one.lost, one.planned, allowed) * len(checks) <= ALPHA]
     if worse:
         first = worse[0]
         return result(
@@ -241,11 +243,12 @@ def _classes(prefix: Prefix, host: Results, device: Results, gate: Gate) -> Gate
             "look at that class's pictures and at how the label is written and read on the phone",
         )
     open_checks = [one for one in checks if one.answered < one.planned]
+    planned = sum(one.planned for one in checks)
     if open_checks:
         return result(
             stage,
             "undecided",
-            f"{sum(one.planned - one.answered for one in open_checks)} pictures of {len(open_checks)} classes are not"
+            f"{planned - sum(one.answered for one in checks)} of the {planned} pictures that check the classes are not"
             f" answered yet, {named([one.label for one in open_checks])}",
             "the plan's first pictures, some of each class, are not all answered",
             "let the phone go on in the plan's order",
@@ -254,7 +257,7 @@ def _classes(prefix: Prefix, host: Results, device: Results, gate: Gate) -> Gate
     return result(
         stage,
         "green",
-        f"{lost} of {sum(one.planned for one in checks)} pictures of {len(checks)} classes are lost, none of them so"
+        f"{lost} of {planned} pictures of {len(checks)} classes are lost, none of them so"
         " often that it is surely worse",
     )
 

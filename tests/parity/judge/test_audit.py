@@ -326,12 +326,12 @@ def test_a_phone_that_is_worse_by_the_margin_rarely_passes(
     [
         *((281, 0, population) for population in (FLIPS, WORSE, GAINS)),
         *((1000, 0, population) for population in (SAME, FLIPS, WORSE)),
-        *((1000, 30, population) for population in (SAME, WORSE, GAINS)),
+        *((1000, 30, population) for population in (SAME, WORSE)),
     ],
 )
 def test_the_chance_of_a_false_pass(n: int, census: int, population: Population, placement: str) -> None:
-    """0.3 to 2.5 %, as measured with 4,000 runs and another seed."""
-    passed = share_of(lambda g, drawn: audited(g, drawn, census).stop == "PASS", population, n, 4000, placement)
+    """0.7 to 2.5 %, as measured with 4,000 runs and another seed; 0.3 % at least with a census and gains."""
+    passed = share_of(lambda g, drawn: audited(g, drawn, census).stop == "PASS", population, n, 3000, placement)
     assert passed <= 0.03
 
 

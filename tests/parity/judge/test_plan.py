@@ -252,7 +252,9 @@ def test_class_checks_can_only_turn_it_red(sides: tuple[Results, Results], plan:
     assert gate(judged(sides, phone(sides[1], plan, lost=places[:3]), plan), "device classes").status == "green"
     few = judged(sides, phone(sides[1], plan, 20), plan)
     assert gate(few, "device classes").status == "undecided"
-    assert "5 pictures of 1 classes are not answered yet" in gate(few, "device classes").detail
+    assert (
+        "5 of the 25 pictures that check the classes are not answered yet, wood" in gate(few, "device classes").detail
+    )
     without = plan_of(sides, class_checks=0)
     assert gate(judged(sides, phone(sides[1], without), without), "device classes").status == "not measured"
 
@@ -522,7 +524,7 @@ def test_other_plans_by_the_command(tmp_path: Path) -> None:
     plan = read_plan(path)
     assert plan.wishes == Wishes(margin_points=5.0, census=12, class_checks=2, block=20, budget=300)
     assert (plan.seed, plan.seed_drawn, len(plan.census)) == (SEED, False, 12)
-    assert "first a census of 12" in " ".join(made.output.split())
+    assert "the 12 with the host's smallest margins" in " ".join(made.output.split())
     for options, words in (
         (["--budget", "0"], "budget: Input should be greater than or equal to 1"),
         (["--margin", "-1"], "margin_points"),

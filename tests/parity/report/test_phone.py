@@ -169,7 +169,7 @@ def test_the_plan_is_printed_before_the_first_picture() -> None:
     assert f"PASS after {rows[0].pictures} pictures without a loss, {rows[1].pictures} with one" in joined
     for row in rows[:3]:
         assert f"{row.losses} {row.pictures} {row.pictures / 600:.1%}" in joined
-    assert "first a census of 10" in joined
+    assert "census the 10 with the host's smallest margins classes 25 of 5 classes" in joined
     assert "skips none" in joined
 
 
