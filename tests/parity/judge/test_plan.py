@@ -482,6 +482,7 @@ def test_the_commands(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     plan = read_plan(tmp_path / "plan.json")
     assert plan.seed_drawn
+    assert plan.wishes == Wishes(margin_points=3.0)  # the defaults of the command are those of the model
     rows = [row.pictures for row in plan.rows]
     said = " ".join(made.stdout.split())
     assert f"PASS after {rows[0]} pictures without a loss, {rows[1]} with one, {rows[2]} with two" in said
