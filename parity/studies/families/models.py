@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parity.studies.families.qwen import make_qwen2_5_vl, make_qwen3_vl
-from parity.studies.families.siglip import make_gemma3, make_smolvlm
+from parity.studies.families.grids import make_glm4v, make_qwen2_5_vl, make_qwen3_5, make_qwen3_vl
+from parity.studies.families.others import make_internvl3, make_mistral3, make_pixtral
+from parity.studies.families.siglip import make_gemma3, make_lfm2_vl, make_minicpm_v, make_smolvlm
 from pipeline.core.errors import CheckFailed, UserError
 from pipeline.core.gguf_types import MmprojType, TextType
 from pipeline.export.convert import convert_mmproj, convert_text
@@ -42,6 +43,13 @@ FAMILIES: dict[str, Family] = {
             make_gemma3,
             "transformers' processor puts two line breaks on either side of a picture, which libmtmd does not",
         ),
+        Family("qwen3.5", "qwen3_5", make_qwen3_5),
+        Family("glm-4v", "glm4v", make_glm4v),
+        Family("lfm2-vl", "lfm2_vl", make_lfm2_vl),
+        Family("minicpm-v", "minicpmv4_6", make_minicpm_v),
+        Family("internvl3", "internvl", make_internvl3),
+        Family("pixtral", "llava", make_pixtral),
+        Family("mistral3", "mistral3", make_mistral3),
     )
 }
 

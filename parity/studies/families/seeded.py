@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.core.files import write_json
 from pipeline.models.smolvlm.embedded import BASE_VOCABULARY, smollm2_tokenizer
+from pipeline.models.smolvlm.inspect import read_object
 
 TABLE_DEVIATION = 0.3
 """Of the token table, which is the output layer too: at 64 wide the logits get a deviation of about 2."""
@@ -50,12 +51,16 @@ def write_family(
     files: dict[str, Any],
     rename: Callable[[str], str] = lambda name: name,
     after_layers: tuple[str, ...] = (),
+    more: Callable[[dict[str, Any]], dict[str, Any]] = lambda weights: {},
+    config: dict[str, Any] | None = None,
 ) -> None:
     """Write a model folder in the form in which the family stands on the hub.
 
     ``model``: of transformers' class, its weights drawn anew here from ``seed``. ``files``: JSON files by name, such as
     ``preprocessor_config.json``. ``rename``: the hub's name of a tensor where transformers would save it under another.
-    ``after_layers``: see :func:`draw_weights`.
+    ``after_layers``: see :func:`draw_weights`. ``more``: tensors that transformers leaves out, made of those that it
+    saves. ``config``: values that transformers leaves out of config.json's objects, by the
+    objects' names.
     """
     from safetensors.torch import load_file, save_file
 
@@ -63,8 +68,14 @@ def write_family(
     draw_weights(model, seed, after_layers)
     model.save_pretrained(folder)
     weights = folder / "model.safetensors"
-    renamed = {rename(name): value for name, value in load_file(weights).items()}
-    save_file(renamed, weights, metadata={"format": "pt"})
+    saved = load_file(weights)
+    made = {rename(name): value.clone() for name, value in (saved | more(saved)).items()}
+    save_file(made, weights, metadata={"format": "pt"})
+    if config:
+        written = read_object(folder / "config.json")
+        for key, values in config.items():
+            written[key] |= values
+        write_json(folder / "config.json", written)
     smollm2_tokenizer(vocabulary.added, **vocabulary.roles).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     for name, content in files.items():
