@@ -139,32 +139,18 @@ def make_qwen3_vl(folder: Path) -> None:
 
 
 def make_qwen3_5(folder: Path) -> None:
-    """Qwen3.5: a language half with linear attention, and a head that predicts a further token.
-
-    The converter insists on that head, which transformers leaves out and never writes: it is added here, as real
-    checkpoints have it.
-    """
+    """Qwen3.5: a language half with linear attention, without the head that predicts a further token."""
     from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
     config = Qwen3_5Config(
-        text_config={**HYBRID, "mtp_num_hidden_layers": 1},
+        text_config=HYBRID,
         vision_config={**VISION, "depth": 3, "patch_size": 16, "num_position_embeddings": 48 * 48},
         tie_word_embeddings=True,
         **IDS,
     )
     files = processor_files("Qwen2VLImageProcessorFast", "Qwen3VLProcessor", 16, 256 * 256, 1024 * 1024, HALVES)
     model = build(Qwen3_5ForConditionalGeneration, config)
-    write_family(folder, model, 4, VOCABULARY, TEMPLATE, files, more=_further_token)
-
-
-def _further_token(weights: dict[str, Any]) -> dict[str, Any]:
-    """Qwen3.5's head for a further token: a layer of attention as the model's own, three norms, and a matrix."""
-    layer = "model.language_model.layers.3."
-    norm = weights["model.language_model.norm.weight"]
-    size = len(norm)
-    head = {f"mtp.layers.0.{name.removeprefix(layer)}": value for name, value in weights.items() if layer in name}
-    head |= {f"mtp.{name}.weight": norm for name in ("norm", "pre_fc_norm_hidden", "pre_fc_norm_embedding")}
-    return head | {"mtp.fc.weight": weights["model.language_model.embed_tokens.weight"][: 2 * size].reshape(size, -1)}
+    write_family(folder, model, 4, VOCABULARY, TEMPLATE, files)
 
 
 def make_glm4v(folder: Path) -> None:

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from parity.studies.families.grids import make_glm4v, make_qwen2_5_vl, make_qwen3_5, make_qwen3_vl
 from parity.studies.families.others import make_internvl3, make_mistral3, make_pixtral
 from parity.studies.families.siglip import make_gemma3, make_lfm2_vl, make_minicpm_v, make_smolvlm
 from pipeline.core.errors import CheckFailed, UserError
 from pipeline.core.gguf_types import MmprojType, TextType
-from pipeline.export.convert import convert_mmproj, convert_text
+from pipeline.export.convert import atomic_file, convert_mmproj, convert_text, copy_gguf
+from pipeline.models.smolvlm.inspect import read_object
 
 
 @dataclass(frozen=True)
@@ -26,30 +29,67 @@ class Family:
     """Known limits of transformers, the converter or llama.cpp with it, in words."""
 
 
+FURTHER_TOKENS = ("qwen3_5", "minicpmv4_6")
+"""Families for which the converter wants a head that predicts further tokens, or the flag that it is to be left out."""
+LINE_BREAK = "v.token_embd.img_break"
+
+_STRETCH = "libmtmd pads a picture where transformers stretches it"
+_LIMITS = "and has limits of its own for a picture's size"
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("smolvlm", "idefics3", make_smolvlm),
+        Family("qwen2.5-vl", "qwen2_5_vl", make_qwen2_5_vl, f"{_STRETCH}, {_LIMITS}"),
+        Family("qwen3-vl", "qwen3_vl", make_qwen3_vl, f"{_STRETCH}, rounds halves of a patch up, {_LIMITS}"),
         Family(
-            "qwen2.5-vl",
-            "qwen2_5_vl",
-            make_qwen2_5_vl,
-            "libmtmd pads a picture where transformers stretches it, and has limits of its own for its size",
+            "qwen3.5",
+            "qwen3_5",
+            make_qwen3_5,
+            "transformers cuts any text as Qwen3.5 does, whatever tokenizer.json says; the converter does not know the"
+            " ids that this makes of SmolLM2's vocabulary, and refuses the tiny model's text half ('BPE pre-tokenizer"
+            " was not recognized')",
         ),
-        Family("qwen3-vl", "qwen3_vl", make_qwen3_vl, "as Qwen2.5-VL, and rounds halves of a patch up"),
+        Family("glm-4v", "glm4v", make_glm4v, _STRETCH),
         Family(
             "gemma3",
             "gemma3",
             make_gemma3,
-            "transformers' processor puts two line breaks on either side of a picture, which libmtmd does not",
+            f"{_STRETCH}; transformers' processor puts two line breaks on either side of a picture, libmtmd none;"
+            " transformers saves a new model under names that the converter refuses, so the hub's are written",
         ),
-        Family("qwen3.5", "qwen3_5", make_qwen3_5),
-        Family("glm-4v", "glm4v", make_glm4v),
-        Family("lfm2-vl", "lfm2_vl", make_lfm2_vl),
-        Family("minicpm-v", "minicpmv4_6", make_minicpm_v),
-        Family("internvl3", "internvl", make_internvl3),
-        Family("pixtral", "llava", make_pixtral),
-        Family("mistral3", "mistral3", make_mistral3),
+        Family(
+            "lfm2-vl",
+            "lfm2_vl",
+            make_lfm2_vl,
+            "transformers prepares its pictures with torchvision alone, and saves a new model under names that the"
+            " converter refuses, so the hub's are written",
+        ),
+        Family(
+            "minicpm-v",
+            "minicpmv4_6",
+            make_minicpm_v,
+            "transformers' processor numbers the pictures unless use_image_id=False is given, libmtmd never does",
+        ),
+        Family(
+            "internvl3",
+            "internvl",
+            make_internvl3,
+            "libmtmd cuts pictures into other tiles than transformers, and adds the vision half's table of positions"
+            " one row off; transformers saves names that the converter refuses, so those of Intern-S1 are written",
+        ),
+        Family(
+            "pixtral",
+            "llava",
+            make_pixtral,
+            f"the pinned converter loses the tensor {LINE_BREAK}, without which llama.cpp does not load the vision half"
+            " (it is added again); libmtmd takes at most 1,024 tokens a picture",
+        ),
+        Family(
+            "mistral3",
+            "mistral3",
+            make_mistral3,
+            "as Pixtral; transformers rounds a picture's size up to whole tokens, libmtmd to the nearest",
+        ),
     )
 }
 
@@ -70,13 +110,32 @@ def convert_family(
 ) -> tuple[Path, Path]:
     """The text half and the vision half of a model folder as GGUF files in ``out``, by the pinned converter.
 
-    Raises UserError with the converter's last words where it refuses the model.
+    Heads that predict further tokens are left out: nothing of them is compared. Pixtral's vision half gets the
+    embedding of its line break, which the pinned converter loses and llama.cpp insists upon (llama.cpp's issues 24235
+    and 22901); pairs made by earlier converters have it. Raises UserError with the converter's last words where it
+    refuses the model.
     """
     name, nothing = folder.name, dict[str, Any]()
     text, mmproj = out / f"{name}-{text_type}.gguf", out / f"mmproj-{name}-{mmproj_type}.gguf"
+    config = read_object(folder / "config.json")
+    flags = ["--no-nextn"] if config.get("model_type") in FURTHER_TOKENS else []
     try:
-        convert_text(folder, text, text_type, name, nothing, threads=1)
+        convert_text(folder, text, text_type, name, nothing, threads=1, flags=flags)
         convert_mmproj(folder, mmproj, mmproj_type, name, nothing)
     except CheckFailed as error:
         raise UserError(f"{error}: convert the model by hand, or give its GGUF files") from None
+    if config.get("vision_config", {}).get("model_type") == "pixtral":
+        _add_line_break(folder, mmproj)
     return text, mmproj
+
+
+def _add_line_break(folder: Path, mmproj: Path) -> None:
+    """Put the row ``[IMG_BREAK]`` of the token table into a vision half, as the converter's llava.py means to."""
+    from safetensors import safe_open
+
+    added = read_object(folder / "tokenizer.json")["added_tokens"]
+    row = next(token["id"] for token in added if token["content"] == "[IMG_BREAK]")
+    with safe_open(folder / "model.safetensors", framework="np") as weights:
+        table = weights.get_slice("language_model.model.embed_tokens.weight")[row : row + 1]
+    with atomic_file(mmproj) as scratch:
+        copy_gguf(mmproj, scratch, {}, {LINE_BREAK: table[0].astype(np.float32)})

@@ -17,6 +17,8 @@ TABLE_DEVIATION = 0.3
 """Of the token table, which is the output layer too: at 64 wide the logits get a deviation of about 2."""
 LANGUAGE_GAIN = 1.5
 """Of the language layers' matrices beside the vision half's: a picture is many tokens, which attention averages."""
+SHARPENING = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
+"""Norms of queries and keys. At a gain of 1 attention would be spread over all tokens alike."""
 POSITION_DEVIATION = 0.3
 """Of tables of positions and class tokens, beside patches of about 1."""
 
@@ -51,16 +53,14 @@ def write_family(
     files: dict[str, Any],
     rename: Callable[[str], str] = lambda name: name,
     after_layers: tuple[str, ...] = (),
-    more: Callable[[dict[str, Any]], dict[str, Any]] = lambda weights: {},
     config: dict[str, Any] | None = None,
 ) -> None:
     """Write a model folder in the form in which the family stands on the hub.
 
     ``model``: of transformers' class, its weights drawn anew here from ``seed``. ``files``: JSON files by name, such as
     ``preprocessor_config.json``. ``rename``: the hub's name of a tensor where transformers would save it under another.
-    ``after_layers``: see :func:`draw_weights`. ``more``: tensors that transformers leaves out, made of those that it
-    saves. ``config``: values that transformers leaves out of config.json's objects, by the
-    objects' names.
+    ``after_layers``: see :func:`draw_weights`. ``config``: values that transformers leaves out of the objects in
+    config.json, by the objects' names.
     """
     from safetensors.torch import load_file, save_file
 
@@ -68,9 +68,8 @@ def write_family(
     draw_weights(model, seed, after_layers)
     model.save_pretrained(folder)
     weights = folder / "model.safetensors"
-    saved = load_file(weights)
-    made = {rename(name): value.clone() for name, value in (saved | more(saved)).items()}
-    save_file(made, weights, metadata={"format": "pt"})
+    renamed = {rename(name): value for name, value in load_file(weights).items()}
+    save_file(renamed, weights, metadata={"format": "pt"})
     if config:
         written = read_object(folder / "config.json")
         for key, values in config.items():
@@ -110,9 +109,11 @@ def draw_weights(model: Any, seed: int, after_layers: tuple[str, ...] = ()) -> N
                 parameter.copy_(noise * TABLE_DEVIATION)
             elif any(word in name for word in ("position_embedding", "pos_embed", "cls_token")):
                 parameter.copy_(noise * POSITION_DEVIATION)
+            elif name.endswith("A_log"):
+                parameter.copy_(noise * 0.1 - 3)  # as it is initialized, linear attention forgets within a token
             elif parameter.ndim < 2:
-                louder = ".language_model.layers." in name and name.split(".")[-2] in after_layers
-                parameter.add_(noise * 0.1 + (LANGUAGE_GAIN if louder else 0))
+                kind = name.split(".")[-2] if ".language_model.layers." in name else ""
+                parameter.add_(noise * 0.1 + LANGUAGE_GAIN * (kind in after_layers) + (kind in SHARPENING))
             else:
                 gain = LANGUAGE_GAIN if ".language_model.layers." in name else 1
                 parameter.copy_(noise * gain / (parameter.numel() / len(parameter)) ** 0.5)
