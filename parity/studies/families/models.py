@@ -1,6 +1,8 @@
 """The families, by name: a tiny model of each, and its GGUF pair by the pinned converter."""
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from parity.studies.families.grids import make_glm4v, make_qwen2_5_vl, make_qwen
 from parity.studies.families.others import make_internvl3, make_mistral3, make_pixtral
 from parity.studies.families.siglip import make_gemma3, make_lfm2_vl, make_minicpm_v, make_smolvlm
 from pipeline.core.errors import CheckFailed, UserError
+from pipeline.core.files import write_json
 from pipeline.core.gguf_types import MmprojType, TextType
+from pipeline.core.toolchain import load_gguf
 from pipeline.export.convert import atomic_file, convert_mmproj, convert_text, copy_gguf
 from pipeline.models.smolvlm.inspect import read_object
 
@@ -31,6 +35,8 @@ class Family:
 
 FURTHER_TOKENS = ("qwen3_5", "minicpmv4_6")
 """Families for which the converter wants a head that predicts further tokens, or the flag that it is to be left out."""
+KEY_CUT = "tokenizer.ggml.pre"
+"""llama.cpp's key for how a text is cut into words before it becomes tokens."""
 LINE_BREAK = "v.token_embd.img_break"
 
 _STRETCH = "libmtmd pads a picture where transformers stretches it"
@@ -45,9 +51,8 @@ FAMILIES: dict[str, Family] = {
             "qwen3.5",
             "qwen3_5",
             make_qwen3_5,
-            "transformers cuts any text as Qwen3.5 does, whatever tokenizer.json says; the converter does not know the"
-            " ids that this makes of SmolLM2's vocabulary, and refuses the tiny model's text half ('BPE pre-tokenizer"
-            " was not recognized')",
+            "the tiny model's text half is converted as SmolLM2's, because the converter does not know SmolLM2's"
+            " vocabulary cut into words as transformers does for any Qwen3.5",
         ),
         Family("glm-4v", "glm4v", make_glm4v, _STRETCH),
         Family(
@@ -75,7 +80,8 @@ FAMILIES: dict[str, Family] = {
             "internvl",
             make_internvl3,
             "libmtmd cuts pictures into other tiles than transformers, and adds the vision half's table of positions"
-            " one row off; transformers saves names that the converter refuses, so those of Intern-S1 are written",
+            " one row off; of the names that transformers saves the converter makes a vision half without a tensor, so"
+            " those of Intern-S1 are written",
         ),
         Family(
             "pixtral",
@@ -112,21 +118,47 @@ def convert_family(
 
     Heads that predict further tokens are left out: nothing of them is compared. Pixtral's vision half gets the
     embedding of its line break, which the pinned converter loses and llama.cpp insists upon (llama.cpp's issues 24235
-    and 22901); pairs made by earlier converters have it. Raises UserError with the converter's last words where it
-    refuses the model.
+    and 22901). Raises UserError with the converter's last words where it refuses the model, and where it writes a
+    vision half without a tensor and says nothing.
     """
     name, nothing = folder.name, dict[str, Any]()
     text, mmproj = out / f"{name}-{text_type}.gguf", out / f"mmproj-{name}-{mmproj_type}.gguf"
     config = read_object(folder / "config.json")
-    flags = ["--no-nextn"] if config.get("model_type") in FURTHER_TOKENS else []
+    kind = config.get("model_type")
+    flags = ["--no-nextn"] if kind in FURTHER_TOKENS else []
     try:
-        convert_text(folder, text, text_type, name, nothing, threads=1, flags=flags)
+        if kind == "qwen3_5":
+            with _as_smollm2(folder, config) as known:
+                convert_text(known, text, text_type, name, {KEY_CUT: "qwen35"}, threads=1, flags=flags)
+        else:
+            convert_text(folder, text, text_type, name, nothing, threads=1, flags=flags)
         convert_mmproj(folder, mmproj, mmproj_type, name, nothing)
     except CheckFailed as error:
         raise UserError(f"{error}: convert the model by hand, or give its GGUF files") from None
+    if not load_gguf().GGUFReader(mmproj).tensors:
+        raise UserError(
+            f"llama.cpp's converter wrote a vision half without a tensor for {folder}, whose tensors have names that it"
+            " passes over: give the checkpoint as it stands on the hub, or its GGUF files"
+        )
     if config.get("vision_config", {}).get("model_type") == "pixtral":
         _add_line_break(folder, mmproj)
     return text, mmproj
+
+
+@contextmanager
+def _as_smollm2(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
+    """A view of the tiny Qwen3.5 whose text transformers cuts as SmolLM2 does.
+
+    transformers cuts text as Qwen3.5 does wherever config.json says ``qwen3_5``, whatever tokenizer.json says. The
+    converter knows a vocabulary by the ids of one text, and knows none for SmolLM2's vocabulary cut that way. So it
+    sees SmolLM2's own cut, and the file is then told Qwen3.5's.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        for file in folder.iterdir():
+            (Path(place) / file.name).symlink_to(file.resolve())
+        (Path(place) / "config.json").unlink()
+        write_json(Path(place) / "config.json", config | {"model_type": "unknown-to-transformers"})
+        yield Path(place)
 
 
 def _add_line_break(folder: Path, mmproj: Path) -> None:

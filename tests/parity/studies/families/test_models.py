@@ -27,13 +27,12 @@ from pipeline.core.toolchain import load_gguf
 from pipeline.models.auto import load_model, load_processor
 
 QUICK = ("qwen2.5-vl", "gemma3")
-REFUSED = {"qwen3.5": "BPE pre-tokenizer was not recognized"}
-"""Families whose tiny model the converter refuses, and its words."""
 SIZES = ((256, 256), (640, 480))
 TEXT = "The quick brown fox jumps over the lazy dog."
 
 TEXT_KL = 1e-5
-"""Nats between the two sides' next words after TEXT, F32: at most 4e-7 was measured with any family."""
+"""Nats between the two sides' next words after TEXT, F32. Measured: Gemma 3 1.1e-6 (llama.cpp's table of GELU is F16),
+Qwen2.5-VL 4.5e-10, the others below 2e-11."""
 
 
 def everyone(*names: str) -> Any:
@@ -70,14 +69,15 @@ def test_answers_depend_on_the_picture(made: Callable[[str], Path], name: str) -
             inputs = processor(images=[picture], text=[prompt], return_tensors="pt")
             with torch.inference_mode():
                 logits.append(model(**inputs).logits[0, -1].log_softmax(-1))
-        # Nats; without scaled weights it is below 1e-5. At least 0.02 was measured.
-        assert torch.nn.functional.kl_div(logits[1], logits[0], log_target=True, reduction="sum") > 0.01
+        # Nats. Measured: 0.15 to 4.5; as transformers initializes the weights, at most 0.005.
+        assert torch.nn.functional.kl_div(logits[1], logits[0], log_target=True, reduction="sum") > 0.05
 
 
-def test_a_model_is_the_same_to_the_byte(made: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", everyone(QUICK[0]))
+def test_a_model_is_the_same_to_the_byte(made: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     torch.manual_seed(99)
-    make_family(QUICK[0], tmp_path)
-    assert folder_hashes(tmp_path) == folder_hashes(made(QUICK[0]))
+    make_family(name, tmp_path)
+    assert folder_hashes(tmp_path) == folder_hashes(made(name))
 
 
 @pytest.mark.slow
@@ -107,6 +107,27 @@ def test_a_refusal_has_the_converters_words(made: Callable[[str], Path], tmp_pat
         convert_family(tmp_path, tmp_path / "out")
 
 
+def test_a_vision_half_without_a_tensor_is_told(
+    made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "convert_text", lambda *_, **__: None)
+    # What the converter itself does with InternVL3 as transformers saves it.
+    monkeypatch.setattr(models, "convert_mmproj", lambda _, out, *__: write_gguf(out, {}))
+    with pytest.raises(UserError, match="wrote a vision half without a tensor"):
+        convert_family(made(QUICK[0]), tmp_path)
+
+
+def write_gguf(path: Path, tensors: dict[str, npt.NDArray[np.float32]]) -> None:
+    """A vision half with nothing but ``tensors``."""
+    writer = load_gguf().GGUFWriter(path, arch="clip")
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def test_a_line_break_is_added_to_a_vision_half(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
@@ -114,15 +135,9 @@ def test_a_line_break_is_added_to_a_vision_half(tmp_path: Path) -> None:
     save_file({"language_model.model.embed_tokens.weight": table}, tmp_path / "model.safetensors")
     tokens = [{"content": "[IMG]", "id": 1}, {"content": "[IMG_BREAK]", "id": 2}]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
-    gguf: Any = load_gguf()
-    writer = gguf.GGUFWriter(tmp_path / "mmproj.gguf", arch="clip")
-    writer.add_tensor("mm.1.weight", np.ones((2, 2), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf(tmp_path / "mmproj.gguf", {"mm.1.weight": np.ones((2, 2), np.float32)})
     models._add_line_break(tmp_path, tmp_path / "mmproj.gguf")
-    there = {tensor.name: tensor.data.tolist() for tensor in gguf.GGUFReader(tmp_path / "mmproj.gguf").tensors}
+    there = {tensor.name: tensor.data.tolist() for tensor in load_gguf().GGUFReader(tmp_path / "mmproj.gguf").tensors}
     assert there == {"mm.1.weight": [[1, 1], [1, 1]], LINE_BREAK: [6, 7, 8]}
 
 
@@ -130,10 +145,6 @@ def test_a_line_break_is_added_to_a_vision_half(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_llama_cpp_answers_as_transformers(made: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     folder = made(name)
-    if name in REFUSED:
-        with pytest.raises(UserError, match=REFUSED[name]):
-            convert_family(folder, tmp_path)
-        return
     text, mmproj = convert_family(folder, tmp_path)
     # In a process of its own: some faults end it.
     command = [sys.executable, __file__, str(text), str(mmproj), str(tmp_path / "logits.npy")]
