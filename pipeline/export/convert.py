@@ -10,10 +10,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pipeline.core.errors import CheckFailed
 from pipeline.core.files import says_full
@@ -57,13 +60,14 @@ def _try_disk(folder: Path) -> None:
         file.flush()
 
 
-def _run_converter(model: Path, out: Path, outtype: str, name: str, mmproj: bool) -> None:
+def _run_converter(model: Path, out: Path, outtype: str, name: str, mmproj: bool, flags: Sequence[str] = ()) -> None:
     command = [
         sys.executable,
         str(source_tree() / "convert_hf_to_gguf.py"),
         str(model),
         *("--outfile", str(out), "--outtype", outtype, "--model-name", name),
         *(["--mmproj"] if mmproj else []),
+        *flags,
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0 or not out.exists():
@@ -88,8 +92,13 @@ def _quantize(source: Path, target: Path, text_type: TextType, threads: int) -> 
         raise CheckFailed(f"llama.cpp could not quantize {source.name} to {text_type}: {log.error()}")
 
 
-def _copy_with_metadata(source: Path, target: Path, added: Metadata) -> None:
-    """Copy a GGUF, adding or replacing keys; the ``gguf`` package's own script does it with a progress bar."""
+def copy_gguf(
+    source: Path, target: Path, added: Metadata, tensors: Mapping[str, npt.NDArray[np.float32]] | None = None
+) -> None:
+    """Copy a GGUF, adding or replacing keys and adding ``tensors``, which stay float32.
+
+    The ``gguf`` package's own script adds keys with a progress bar.
+    """
     gguf: Any = load_gguf()
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, arch=reader.fields[gguf.Keys.General.ARCHITECTURE].contents())
@@ -103,28 +112,41 @@ def _copy_with_metadata(source: Path, target: Path, added: Metadata) -> None:
     for tensor in reader.tensors:
         data = tensor.data
         writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
+    for name, values in (tensors or {}).items():
+        writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for tensor in reader.tensors:
         writer.write_tensor_data(tensor.data)
+    for values in (tensors or {}).values():
+        writer.write_tensor_data(values)
     writer.close()
 
 
-def convert_text(model: Path, out: Path, text_type: TextType, name: str, added: Metadata, threads: int) -> None:
+def convert_text(
+    model: Path,
+    out: Path,
+    text_type: TextType,
+    name: str,
+    added: Metadata,
+    threads: int,
+    flags: Sequence[str] = (),
+) -> None:
     """Write the language half of ``model`` as ``out``, with ``general.name`` and the ``added`` metadata.
 
-    Quantized types go through F16, as llama.cpp's own instructions do; F32 stays F32. Raises CheckFailed.
+    Quantized types go through F16, as llama.cpp's own instructions do; F32 stays F32. ``flags``: more options of the
+    converter. Raises CheckFailed.
     """
     with atomic_file(out) as scratch:
         plain = scratch.with_suffix(".plain")
-        _run_converter(model, plain, "f32" if text_type == "F32" else "f16", name, mmproj=False)
+        _run_converter(model, plain, "f32" if text_type == "F32" else "f16", name, mmproj=False, flags=flags)
         if text_type not in ("F32", "F16"):
             quantized = scratch.with_suffix(".quantized")
             _quantize(plain, quantized, text_type, threads)
             plain.unlink()
             plain = quantized
-        _copy_with_metadata(plain, scratch, added)
+        copy_gguf(plain, scratch, added)
 
 
 def convert_mmproj(model: Path, out: Path, mmproj_type: MmprojType, name: str, added: Metadata) -> None:
@@ -132,4 +154,4 @@ def convert_mmproj(model: Path, out: Path, mmproj_type: MmprojType, name: str, a
     with atomic_file(out) as scratch:
         plain = scratch.with_suffix(".plain")
         _run_converter(model, plain, mmproj_type.lower(), name, mmproj=True)
-        _copy_with_metadata(plain, scratch, added)
+        copy_gguf(plain, scratch, added)

@@ -9,6 +9,7 @@ Both use the tokenizer of that package with the tokens that SmolVLM adds.
 """
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,25 @@ def smollm2_gguf() -> Path:
 
 
 def build_tokenizer() -> Any:
-    """SmolLM2's tokenizer with SmolVLM's added tokens, as a fast transformers tokenizer.
+    """SmolLM2's tokenizer with SmolVLM's added tokens, as a fast transformers tokenizer."""
+    fast = smollm2_tokenizer(
+        ADDED_TOKENS,
+        bos_token="<|im_start|>",
+        eos_token="<end_of_utterance>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+    )
+    if len(fast) != BASE_VOCABULARY + len(ADDED_TOKENS):
+        raise RuntimeError(f"the tokenizer has {len(fast)} tokens, not {BASE_VOCABULARY + len(ADDED_TOKENS)}")
+    return fast
 
-    The vocabulary and merges come from the GGUF; the pre-tokenizer (single digits, then byte level) does not stand
-    there and is SmolLM2's own, which llama.cpp knows as ``smollm``.
+
+def smollm2_tokenizer(added: Sequence[str], **settings: Any) -> Any:
+    """SmolLM2's tokenizer with other ``added`` special tokens, which get the ids from 49152 on.
+
+    ``settings``: those of ``PreTrainedTokenizerFast``, such as which token begins a text (``bos_token``). The
+    vocabulary and merges come from the GGUF; the pre-tokenizer (single digits, then byte level) does not stand there
+    and is SmolLM2's own, which llama.cpp knows as ``smollm``.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -78,21 +94,10 @@ def build_tokenizer() -> Any:
     )
     tokenizer.decoder = decoders.ByteLevel()
     control = [token for token, kind in zip(tokens, types, strict=True) if kind == gguf.TokenType.CONTROL]
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in [*control, *ADDED_TOKENS]]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in [*control, *added]])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{"model_max_length": 8192, "clean_up_tokenization_spaces": False} | settings
     )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<end_of_utterance>",
-        pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-        model_max_length=8192,
-        clean_up_tokenization_spaces=False,
-    )
-    if len(fast) != BASE_VOCABULARY + len(ADDED_TOKENS):
-        raise RuntimeError(f"the tokenizer has {len(fast)} tokens, not {BASE_VOCABULARY + len(ADDED_TOKENS)}")
-    return fast
 
 
 def build_model(name: str, seed: int) -> Any:

@@ -1,0 +1,1 @@
+"""Other families than SmolVLM: tiny models of each, made from a seed without a hub, to try the comparison on."""
