@@ -4,6 +4,7 @@
     .cache/llama_cpp_python-<version>/   the unpacked source distribution: llama.cpp's sources and its converter
     .cache/wheels/<key>/                 the Python bindings compiled from it, once for each compiler and CPU
     .cache/llama-tools/                  llama-mtmd-cli and llama-server from the same sources (``--tools``)
+    .cache/llama-cpp/<key>/              the bindings over another llama.cpp (``--llama-cpp``), for ``--run`` alone
     .cache/logs/                         what pip and the compiler said
 
 Invariants: run again with nothing changed it does nothing, in well under a second. A run that was killed leaves nothing
@@ -26,6 +27,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,13 +46,16 @@ from pipeline.core.files import write_json
 from pipeline.core.pinned import PYTHON_PACKAGE, Pin, llama_cpp_source, read_lock, source_folder
 from tools.setup.machine import PYTHONS, find_python, named, python_version
 from tools.setup.native import (
+    BACKENDS,
     Console,
     Failed,
+    build_other,
     build_tools,
     build_wheel,
     compiler_version,
     cpu_flags,
     explain,
+    own_code,
     run,
 )
 
@@ -64,7 +69,8 @@ DISK_GB = {"cpu": 3, "cuda": 15}
 class Setup:
     """The steps, on one checkout. ``handle`` is the open file that keeps a second run out."""
 
-    def __init__(self, root: Path, console: Console, handle: int) -> None:
+    def __init__(self, root: Path, console: Console, handle: int, backend: str = "auto") -> None:
+        self.backend = backend
         self.root, self.console, self.handle = root, console, handle
         self.venv = root / ".venv"
         self.python = self.venv / "bin" / "python"
@@ -101,7 +107,12 @@ class Setup:
             llama_cpp_source(self.root)
         except UserError:
             return False
-        return state.get("cpu") == cpu_flags()
+        built = self.backend in ("auto", state.get("backend"))
+        return built and state.get("cpu") == cpu_flags() and state.get("own") == own_code()
+
+    def chosen_backend(self) -> str:
+        """What was asked for, else what is there."""
+        return str(self.state().get("backend", "cpu")) if self.backend == "auto" else self.backend
 
     def pip(self, doing: str, *arguments: str, packages: int = 0) -> str:
         """Run the environment's pip with the user's own settings; its output, or UserError with the reason."""
@@ -234,7 +245,8 @@ class Setup:
             self.install_packages(torch)
             write_json(self.state_file, {"packages": self.packages(torch)})
         source = self.unpack_source()
-        wheel = self.native(build_wheel, source)
+        backend = self.chosen_backend()
+        wheel = self.native(partial(build_wheel, backend=backend), source)
         self.console.step("installing llama.cpp's bindings and the project (10 seconds)")
         self.pip("installing the bindings", "install", "--no-deps", "--no-index", "--force-reinstall", str(wheel))
         self.install_project()
@@ -243,15 +255,21 @@ class Setup:
             run(self.console, check, None, dict(os.environ), self.root, self.handle)
         except Failed as failed:
             raise UserError(explain(failed.output, "loading llama.cpp", self.console.log)) from None
-        self.finish(torch)
+        self.finish(torch, backend)
 
-    def finish(self, torch: str) -> None:
+    def finish(self, torch: str, backend: str) -> None:
         """Write that the environment is whole."""
-        state = {"packages": self.packages(torch), "cpu": cpu_flags(), "project": self.project_digest()}
+        state = {
+            "packages": self.packages(torch),
+            "cpu": cpu_flags(),
+            "own": own_code(),
+            "project": self.project_digest(),
+            "backend": backend,
+        }
         write_json(self.state_file, state)
 
     def native(self, build: Any, source: Path) -> Path:
-        """Run one of the two builds of ``tools.setup.native``."""
+        """Run one of the builds of ``tools.setup.native``."""
         try:
             result: Path = build(self.root, source, self.python.parent, self.console, self.handle)
         except Failed as failed:
@@ -324,11 +342,15 @@ def only_run(root: Path, console: Console) -> Iterator[int]:
         yield file.fileno()
 
 
-def prepare(root: Path, torch: str, tools: bool, quiet: bool) -> None:
-    """Make whatever is missing. Raises UserError."""
-    setup = Setup(root, Console(root / ".cache" / "logs" / "setup.log"), -1)
+def prepare(
+    root: Path, torch: str, tools: bool, quiet: bool, backend: str = "auto", other: Path | None = None
+) -> Path | None:
+    """Make whatever is missing. ``other``: the folder of another llama.cpp, for which the bindings are made beside the
+    pinned ones; returns where they are. Raises UserError."""
+    place = None
+    setup = Setup(root, Console(root / ".cache" / "logs" / "setup.log"), -1, backend)
     done = setup.ready(torch) and setup.state().get("project") == setup.project_digest()
-    if not done or tools:
+    if not done or tools or other:
         check_machine()
         with only_run(root, setup.console) as setup.handle:
             if not setup.ready(torch):
@@ -336,12 +358,17 @@ def prepare(root: Path, torch: str, tools: bool, quiet: bool) -> None:
             elif setup.state().get("project") != setup.project_digest():
                 setup.console.step("pyproject.toml changed: installing the project again (5 seconds)")
                 setup.install_project()
-                setup.finish(setup.state()["packages"]["torch"])
+                setup.finish(setup.state()["packages"]["torch"], setup.chosen_backend())
             if tools:
                 setup.native(build_tools, setup.unpack_source())
+            if other:
+                place = setup.native(partial(build_other, other.expanduser().resolve()), setup.unpack_source())
     if not quiet or not done:
         made = setup.state()["packages"]
         setup.console.step(f"ready: .venv with Python {made['python']}, made from locks/{made['torch']}.txt")
+        if other:
+            setup.console.step(f"ready: the llama.cpp in {other}, which `make families LLAMA_CPP={other}` runs")
+    return place
 
 
 def main() -> int:
@@ -353,7 +380,23 @@ def main() -> int:
     parser.add_argument(
         "--python", metavar="PATH", help=f"the Python ({named(PYTHONS)}) to make .venv with (default: this)"
     )
+    parser.add_argument(
+        "--backend", choices=["auto", *BACKENDS], default="auto",
+        help="what llama.cpp computes on beside the CPU (default: as it was built before, else the CPU alone)",
+    )  # fmt: skip
     parser.add_argument("--tools", action="store_true", help="also build llama-mtmd-cli and llama-server (8 minutes)")
+    parser.add_argument(
+        "--llama-cpp",
+        type=Path,
+        metavar="FOLDER",
+        help="also build the bindings over this llama.cpp, beside the pinned",
+    )
+    parser.add_argument(
+        "--run",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="then run this command, over that llama.cpp if one is given",
+    )
     parser.add_argument("--quiet", action="store_true", help="say nothing when there is nothing to do")
     options = parser.parse_args()
 
@@ -363,7 +406,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, stop)
     try:
         use_python(options.python)
-        prepare(Path(__file__).resolve().parent.parent.parent, options.torch, options.tools, options.quiet)
+        root = Path(__file__).resolve().parent.parent.parent
+        place = prepare(root, options.torch, options.tools, options.quiet, options.backend, options.llama_cpp)
+        if options.run:
+            paths = [str(place) if place else "", os.environ.get("PYTHONPATH", "")]
+            os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+            os.execvp(options.run[0], options.run)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE

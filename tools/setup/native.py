@@ -1,6 +1,7 @@
 """Compiles the pinned llama.cpp for the machine at hand: the Python bindings and two of its programs.
 
 Both come from the one source tree that ``bootstrap.py`` unpacks, with the same options, so that they calculate alike.
+Another llama.cpp, a maintainer's own, is compiled beside it and never takes its place in ``.venv``.
 Where ccache is installed, its folder, the user's own, keeps what was compiled: the programs take over most of the
 bindings' objects, and another clone takes all. It gives back what the compiler would give, so no key depends on it.
 Standard library only: there is no environment yet when this runs.
@@ -25,12 +26,19 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_folder, write_text
+from pipeline.core.files import atomic_folder, write_json, write_text
 
 TOOLS = ("llama-mtmd-cli", "llama-server")
 # GGML_NATIVE compiles for this very CPU, as a phone's build is made for its own. curl and OpenSSL would only make the
 # result depend on what else is installed.
 OPTIONS = {"GGML_NATIVE": "ON", "GGML_CCACHE": "OFF", "LLAMA_CURL": "OFF", "LLAMA_OPENSSL": "OFF"}
+BACKENDS = {"cpu": {}, "cuda": {"GGML_CUDA": "ON"}, "vulkan": {"GGML_VULKAN": "ON"}, "metal": {"GGML_METAL": "ON"}}
+"""What llama.cpp can compute on beside the CPU -> its build options."""
+COMPILERS = {
+    "cuda": ("nvcc", "NVIDIA's CUDA toolkit"),
+    "vulkan": ("glslc", "the Vulkan SDK (`apt-get install glslc libvulkan-dev`)"),
+}
+"""The program that a backend is compiled with, and where it comes from."""
 TOOL_OPTIONS = {
     **OPTIONS,
     "CMAKE_BUILD_TYPE": "Release",
@@ -42,8 +50,15 @@ TOOL_OPTIONS = {
     "LLAMA_BUILD_UI": "OFF",
     "LLAMA_USE_PREBUILT_UI": "OFF",  # on, it downloads the web page that the server would show
 }
+LIBRARIES = ("llama", "mtmd", "parity-chat")
+"""Targets that the bindings load; what they are linked to comes along."""
+BUILT = ("CMakeLists.txt", "cmake", "common", "ggml", "include", "src", "tools", "vendor")
+CONVERTER = ("convert_hf_to_gguf.py", "conversion", "gguf-py")
+"""What of a llama.cpp tree is compiled, and what converts."""
 # Variables that change what is compiled. SOURCE_DATE_EPOCH turns every x86 instruction set off (ggml/CMakeLists.txt).
 IGNORED_VARIABLES = ("SOURCE_DATE_EPOCH", "CMAKE_ARGS", "CMAKE_GENERATOR", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS")
+CHAT = Path(__file__).resolve().parent.parent.parent / "parity" / "engines" / "native"
+"""A small library that is built along: it shows llama.cpp's own chat templates."""
 BUILD_WHEEL = (
     "import json, sys; from scikit_build_core.build import *; build_wheel(sys.argv[1], json.loads(sys.argv[2]))"
 )
@@ -170,6 +185,9 @@ def explain(output: str, doing: str, log: Path) -> str:
         return (
             f"the compiler was killed, most likely for want of memory: free some and run the same command again ({log})"
         )
+    library = re.search(r"links to:\s+(\S+)\s+but the target was not found", output)
+    if library:
+        return f"{library[1]}, which this backend of llama.cpp is linked to, is not installed here: install it ({log})"
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
     compiler = [line for line in lines if ": error: " in line]
     python = [line for line in lines if re.match(r"\w+Error: |ERROR: ", line)]
@@ -200,9 +218,42 @@ def compiler_version() -> str:
     return answer.stdout.partition("\n")[0]
 
 
-def build_key(source: Path, options: dict[str, str]) -> str:
-    """Names a build: same sources, options, compiler and CPU give the same key."""
-    parts = [source.name, compiler_version(), cpu_flags(), json.dumps(options, sort_keys=True)]
+def own_code() -> str:
+    """SHA-256 of what is built along with llama.cpp."""
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(CHAT.glob("chat_template.*")))).hexdigest()
+
+
+def tree_digest(tree: Path) -> str:
+    """SHA-256 over the files of a llama.cpp tree that are compiled or convert. Raises UserError where it is none."""
+    for name in ("CMakeLists.txt", "tools/mtmd/mtmd.h", CONVERTER[0]):
+        if not (tree / name).is_file():
+            raise UserError(f"{tree} is no llama.cpp tree: it has no {name}; give the folder of a checkout")
+    whole = hashlib.sha256()
+    for top in (*BUILT, *CONVERTER):
+        place = tree / top
+        for path in [place] if place.is_file() else sorted(place.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                whole.update(
+                    f"{path.relative_to(tree).as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest()
+                )
+    return whole.hexdigest()
+
+
+def tree_commit(tree: Path) -> str:
+    """git's name for a tree that is a checkout, with ``-dirty`` where files were changed; empty where it is none."""
+    if not (tree / ".git").exists():
+        return ""
+    command = ["git", "-C", str(tree), "describe", "--always", "--tags", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def build_key(source: str, options: dict[str, str]) -> str:
+    """Names a build: same sources (by their name or digest), options, compiler and CPU give the same key."""
+    parts = [source, compiler_version(), cpu_flags(), json.dumps(options, sort_keys=True)]
+    parts += [own_code()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -227,17 +278,29 @@ def _progress(line: str) -> str | None:
     return f"{done[1]} of {done[2]} files compiled ({100 * int(done[1]) // int(done[2])} %)" if done else None
 
 
-def build_wheel(root: Path, source: Path, programs: Path, console: Console, handle: int) -> Path:
+def check_backend(backend: str) -> None:
+    """Raise UserError where llama.cpp cannot be compiled for a backend here."""
+    if backend == "metal" and sys.platform != "darwin":
+        raise UserError("the backend metal is Apple's, and this is no Mac: take cuda or vulkan")
+    program, origin = COMPILERS.get(backend, ("", ""))
+    if program and not shutil.which(program):
+        raise UserError(f"the backend {backend} is compiled with {program}, which is not on the PATH: install {origin}")
+
+
+def build_wheel(root: Path, source: Path, programs: Path, console: Console, handle: int, backend: str = "cpu") -> Path:
     """The bindings' wheel for this machine: from the cache, or compiled. ``programs`` is the environment's bin folder.
 
-    Raises UserError (no compiler) and Failed (with the compiler's output).
+    ``backend``: what llama.cpp can compute on beside the CPU. Raises UserError (no compiler) and Failed (with the
+    compiler's output).
     """
-    key = build_key(source, OPTIONS)
+    check_backend(backend)
+    key = build_key(source.name, OPTIONS | BACKENDS[backend])
     target = root / ".cache" / "wheels" / key
     if not target.is_dir():
         console.step("compiling llama.cpp, once for this machine (5 to 7 minutes on 2 cores)")
         build = root / ".cache" / "build" / key  # kept by a run that is killed: the next compiles only what is missing
-        settings = {f"cmake.define.{name}": value for name, value in OPTIONS.items()} | {"build-dir": str(build)}
+        options = OPTIONS | BACKENDS[backend] | {"CMAKE_PROJECT_llama_cpp_INCLUDE": str(CHAT / "chat_template.cmake")}
+        settings = {f"cmake.define.{name}": value for name, value in options.items()} | {"build-dir": str(build)}
         with atomic_folder(target) as scratch:
             command = [str(programs / "python"), "-c", BUILD_WHEEL, str(scratch), json.dumps(settings)]
             run(console, command, _progress, _environment(root, source, programs), source, handle)
@@ -248,7 +311,7 @@ def build_wheel(root: Path, source: Path, programs: Path, console: Console, hand
 
 def build_tools(root: Path, source: Path, programs: Path, console: Console, handle: int) -> Path:
     """llama-mtmd-cli and llama-server in ``.cache/llama-tools``, compiled if need be. Raises as build_wheel does."""
-    key = build_key(source, TOOL_OPTIONS)
+    key = build_key(source.name, TOOL_OPTIONS)
     target = root / ".cache" / "llama-tools"
     stamp = target / "key.txt"
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != key:
@@ -264,4 +327,45 @@ def build_tools(root: Path, source: Path, programs: Path, console: Console, hand
                 shutil.copy(file, scratch, follow_symlinks=False)
             write_text(scratch / "key.txt", key)
         shutil.rmtree(build, ignore_errors=True)
+    return target
+
+
+def build_other(tree: Path, root: Path, source: Path, programs: Path, console: Console, handle: int) -> Path:
+    """The pinned bindings over another llama.cpp, ``tree``: a folder of ``.cache/llama-cpp`` for PYTHONPATH.
+
+    llama_cpp/    the bindings' Python files, and the libraries of ``tree``
+    llama.cpp/    its converter
+    source.json   ``tree``: SHA-256 of its files; ``commit``: what git calls it, where it is a checkout
+
+    ``source``: the bindings' source distribution. The bindings are written against one version of llama.cpp's C
+    interface, so a tree whose interface has changed may fail to load, or worse. Raises UserError (no such tree, no
+    compiler, files that change meanwhile) and Failed (with the compiler's output).
+    """
+    digest = tree_digest(tree)
+    key = build_key(digest, TOOL_OPTIONS)
+    target = root / ".cache" / "llama-cpp" / key
+    if target.is_dir():
+        return target
+    console.step(f"compiling the llama.cpp in {tree} beside the pinned one (2 to 7 minutes on 2 cores)")
+    build = root / ".cache" / "build" / key
+    environment, cmake = _environment(root, tree, programs), str(programs / "cmake")
+    included = {"CMAKE_PROJECT_llama.cpp_INCLUDE": str(CHAT / "chat_template.cmake")}
+    options = [f"-D{name}={value}" for name, value in {**TOOL_OPTIONS, **included}.items()]
+    run(console, [cmake, "-G", "Ninja", "-S", str(tree), "-B", str(build), *options], None, environment, root, handle)
+    run(console, [cmake, "--build", str(build), "--target", *LIBRARIES], _progress, environment, root, handle)
+    if tree_digest(tree) != digest:
+        raise UserError(f"files in {tree} changed while it was compiled: run the same command again")
+    with atomic_folder(target) as scratch:
+        shutil.copytree(
+            source / "llama_cpp", scratch / "llama_cpp", ignore=shutil.ignore_patterns("lib", "__pycache__")
+        )
+        (scratch / "llama_cpp" / "lib").mkdir()
+        for file in sorted((build / "bin").glob("*.so*")):
+            shutil.copy(file, scratch / "llama_cpp" / "lib", follow_symlinks=False)
+        script, *folders = CONVERTER
+        for name in folders:
+            shutil.copytree(tree / name, scratch / "llama.cpp" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(tree / script, scratch / "llama.cpp")
+        write_json(scratch / "source.json", {"tree": digest, "commit": tree_commit(tree)})
+    shutil.rmtree(build, ignore_errors=True)
     return target

@@ -25,7 +25,7 @@ from pipeline.core.pinned import llama_cpp_source, llama_tool, read_lock
 from tools.setup import native
 from tools.setup.bootstrap import NVIDIA_DRIVER, PYTHON, Setup, check_disk
 from tools.setup.machine import refusal
-from tools.setup.native import OPTIONS, Console, build_key, explain
+from tools.setup.native import BACKENDS, OPTIONS, Console, build_key, check_backend, explain
 
 ROOT = Path(__file__).parents[3]
 
@@ -219,8 +219,8 @@ def test_another_lock_makes_a_fresh_environment_from_the_same_wheel(checkout, re
 
 def test_the_key_of_a_build_changes_with_its_options(checkout):
     source = Path("llama_cpp_python-0.3.36")
-    assert build_key(source, OPTIONS) == build_key(source, dict(reversed(OPTIONS.items())))
-    assert build_key(source, OPTIONS) != build_key(source, {**OPTIONS, "GGML_NATIVE": "OFF"})
+    assert build_key(source.name, OPTIONS) == build_key(source.name, dict(reversed(OPTIONS.items())))
+    assert build_key(source.name, OPTIONS) != build_key(source.name, {**OPTIONS, "GGML_NATIVE": "OFF"})
 
 
 def test_ccache_is_used_where_it_is_and_makes_no_other_build(tmp_path, monkeypatch):
@@ -231,14 +231,14 @@ def test_ccache_is_used_where_it_is_and_makes_no_other_build(tmp_path, monkeypat
     monkeypatch.setenv("PATH", str(compiler))
     for language in ("C", "CXX"):
         monkeypatch.delenv(f"CMAKE_{language}_COMPILER_LAUNCHER", raising=False)
-    without, key = native._environment(tmp_path, source, programs), build_key(source, OPTIONS)
+    without, key = native._environment(tmp_path, source, programs), build_key(source.name, OPTIONS)
     assert "CMAKE_CXX_COMPILER_LAUNCHER" not in without
     (compiler / "ccache").write_text("#!/bin/sh\n")
     (compiler / "ccache").chmod(0o755)
     found = native._environment(tmp_path, source, programs)
     assert (found["CMAKE_C_COMPILER_LAUNCHER"], found["CMAKE_CXX_COMPILER_LAUNCHER"]) == ("ccache", "ccache")
     assert found["CCACHE_BASEDIR"] == str(tmp_path), "a clone elsewhere finds what this one compiled"
-    assert build_key(source, OPTIONS) == key
+    assert build_key(source.name, OPTIONS) == key
     monkeypatch.setattr(native, "cpu_flags", lambda: "other")
     assert native._environment(tmp_path, source, programs)["CCACHE_NAMESPACE"] != found["CCACHE_NAMESPACE"]
     monkeypatch.setenv("CMAKE_C_COMPILER_LAUNCHER", "sccache")
@@ -480,3 +480,82 @@ def test_the_lock_is_read_as_pip_reads_it(checkout):
     assert "".join(pin.text for pin in pins.values()) == (checkout / "locks" / "cpu.txt").read_text().replace(
         "# changed\n", ""
     )
+
+
+FILES = ("CMakeLists.txt", "tools/mtmd/mtmd.h", "convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf.py")
+CMAKE = """#!/bin/sh
+# Notes what it is told; where it is told to build, a library is there.
+echo "$@" >> "$TOLD"
+if [ "$1" = --build ]; then mkdir -p "$2/bin" && echo native > "$2/bin/libmtmd.so"; fi
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a llama.cpp tree ``tree``, the bindings' sources, and a cmake that compiles nothing."""
+    for name in FILES:
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_text(name)
+    for name in ("llama_cpp.py", "lib/libmtmd.so"):
+        (tmp_path / "source" / "llama_cpp" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / "llama_cpp" / name).write_text("pinned")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "cmake").write_text(CMAKE)
+    (tmp_path / "bin" / "cmake").chmod(0o755)
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+    return tmp_path
+
+
+def build(place: Path) -> Path:
+    console = Console(place / "log")
+    return native.build_other(place / "tree", place, place / "source", place / "bin", console, -1)
+
+
+def test_another_llama_cpp_is_built_beside_the_pinned_one(other: Path) -> None:
+    made = build(other)
+    assert made.parent == other / ".cache" / "llama-cpp"
+    assert (made / "llama_cpp" / "llama_cpp.py").read_text() == "pinned"
+    assert (made / "llama_cpp" / "lib" / "libmtmd.so").read_text() == "native\n"
+    assert (made / "llama.cpp" / "conversion" / "base.py").is_file()
+    assert json.loads((made / "source.json").read_text()) == {
+        "tree": native.tree_digest(other / "tree"), "commit": "",
+    }  # fmt: skip
+    told = (other / "told").read_text()
+    assert "--target llama mtmd parity-chat" in told
+    (other / "tree" / "build").mkdir()
+    (other / "tree" / "build" / "left.o").write_text("of the maintainer's own")
+    assert build(other) == made
+    assert (other / "told").read_text() == told  # nothing was compiled again
+    (other / "tree" / FILES[1]).write_text("changed")
+    assert build(other) != made
+
+
+def test_what_is_no_llama_cpp_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no llama.cpp tree: it has no CMakeLists.txt"):
+        native.tree_digest(tmp_path)
+
+
+def test_a_tree_that_changes_meanwhile_is_told(other: Path) -> None:
+    change = f"echo more >> {other / 'tree' / FILES[0]}"
+    (other / "bin" / "cmake").write_text(CMAKE.replace("then mkdir", f"then {change} && mkdir"))
+    with pytest.raises(UserError, match="changed while it was compiled"):
+        build(other)
+    assert not (other / ".cache" / "llama-cpp").exists() or not any((other / ".cache" / "llama-cpp").iterdir())
+
+
+def test_each_backend_is_a_build_of_its_own(tmp_path: Path) -> None:
+    keys = {build_key("source", OPTIONS | options) for options in BACKENDS.values()}
+    assert len(keys) == len(BACKENDS)
+
+
+def test_a_backend_that_cannot_be_compiled_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    check_backend("cpu")
+    for backend, wanted in {"cuda": "nvcc", "vulkan": "glslc", "metal": "Apple"}.items():
+        with pytest.raises(UserError, match=wanted):
+            check_backend(backend)
+
+
+def test_a_library_that_a_backend_wants_is_named(tmp_path: Path) -> None:
+    said = 'Target "ggml-cuda" links to:\n\n    CUDA::cublas\n\n  but the target was not found.'
+    assert explain(said, "compiling llama.cpp", tmp_path / "log").startswith("CUDA::cublas, which this backend")
