@@ -18,6 +18,8 @@ from pipeline.dataset.split import Split
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Layout = tuple[tuple[TokenId, ...] | Annotated[int, Field(ge=1)], ...]
+"""A prompt, part by part: the ids of a text, or how many positions a picture's embeddings take."""
 
 
 def _log_of_probability(value: float | None) -> float | None:
@@ -35,13 +37,13 @@ class Header(HeaderLine):
     WHAT = "results"
     MARK = "side"
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     side: str = Field(min_length=1)
     """``hf``, ``llamacpp``, ``device``, ..."""
     engine: str = Field(min_length=1)
     """What computed: ``transformers``, ``llama.cpp``."""
     contract_sha256: Hex
-    """:attr:`pipeline.contract.Contract.digest`"""
+    """Of what both sides are asked: :attr:`pipeline.contract.Contract.digest`, or that of a check's terms."""
     dataset_sha256: Hex
     """:attr:`pipeline.dataset.records.Dataset.digest`"""
     split: Split | None = None
@@ -57,7 +59,8 @@ class Header(HeaderLine):
     runtime: dict[str, str | int | Finite | bool | None]
     """How the engine was set up: n_ctx, n_threads, type_k, ...; ``plan_sha256`` where it ran by a plan."""
     prompt_token_ids: tuple[int, ...]
-    """The whole prompt's layout: the ids of its text, and -1 at every position that a picture's embedding takes."""
+    """The whole prompt's layout: the ids of its text, and -1 at every position that a picture's embedding takes. Empty
+    where it depends on the picture: then each row has its own."""
     image_slots: tuple[tuple[int, int], ...]
     """(start, length) of each picture in :attr:`prompt_token_ids`, in order."""
 
@@ -67,7 +70,8 @@ class Row(Keyed):
 
     rgb_sha256: Hex
     """SHA-256 of the bytes really given to the model."""
-    truth: str
+    truth: str | None
+    """The ground truth: a label, or the text expected; null where none is known."""
     text: str
     """All that was generated."""
     label: str | None
@@ -82,11 +86,15 @@ class Row(Keyed):
     """Milliseconds: ``encode``, ``prefill``, ``generate``, ... and, if known, ``total``."""
     stop_reason: Literal["end", "length"]
     """An end token, or ``max_new_tokens`` reached."""
+    score: Finite | None = None
+    """How well an open answer meets the one expected, by the terms' metric."""
+    layout: Layout | None = None
+    """The prompt, where it is not the header's."""
 
     @property
     def correct(self) -> bool:
         """Whether the answer is the truth."""
-        return self.label == self.truth
+        return self.label is not None and self.label == self.truth
 
 
 def label_kl(a: Row, b: Row) -> float | None:

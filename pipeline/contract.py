@@ -10,6 +10,7 @@ Invariants: a Contract that exists is consistent (labels can be told apart, the 
 
 import json
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -22,6 +23,7 @@ from pipeline.core.settings import Frozen, validate
 DEFAULT_CONTRACT = Path(__file__).parent.parent / "android_fixtures" / "contract.json"
 
 ChannelOrder = Literal["rgb", "bgr"]
+AnswerRule = Literal["contains", "exact"]
 KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 
@@ -148,7 +150,7 @@ class Contract(Frozen):
     """Whether a beginning-of-sequence token is put in front."""
     answer_prefix: str = " "
     """What stands between the prompt and the label in the text the model learns; ``Element:`` wants a space."""
-    answer_rule: Literal["contains", "exact"] = "contains"
+    answer_rule: AnswerRule = "contains"
     """``contains``: the first label, in order, that the answer contains, whatever its case. ``exact``: the answer
     without the white space around it equals the label, whatever its case."""
     max_new_tokens: int = Field(32, ge=1, le=2**20)
@@ -163,18 +165,7 @@ class Contract(Frozen):
     @field_validator("labels")
     @classmethod
     def _labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
-        if len(labels) < 2:
-            raise ValueError("a classifier needs at least two labels")
-        for label in labels:
-            if not label or label != label.strip() or "\n" in label:
-                raise ValueError(f"label {label!r} is empty or has white space around it or a line break in it")
-            if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in label):
-                raise ValueError(f"label {label!r} has a control character in it")
-        folded = [label.casefold() for label in labels]
-        for label, key in zip(labels, folded, strict=True):
-            if folded.count(key) > 1:
-                raise ValueError(f"label {label!r} stands more than once (case does not count)")
-        return labels
+        return checked_labels(labels)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -188,14 +179,7 @@ class Contract(Frozen):
         for label in self.gate.recall_floors:
             if label not in self.labels:
                 raise ValueError(f"gate.recall_floors has {label!r}, which is none of the labels")
-        if self.answer_rule == "contains":
-            for inner in self.labels:
-                for outer in self.labels:
-                    if inner != outer and inner.casefold() in outer.casefold():
-                        raise ValueError(
-                            f"label {inner!r} is contained in {outer!r}, so answer_rule 'contains' cannot tell them"
-                            " apart: rename one or use answer_rule 'exact'"
-                        )
+        check_told_apart(self.labels, self.answer_rule)
         return self
 
     @property
@@ -220,12 +204,7 @@ class Contract(Frozen):
 
     def parse_answer(self, text: str) -> str | None:
         """The label that the app reads out of a generated text, or None where it finds none."""
-        folded = text.casefold()
-        for label in self.labels:
-            key = label.casefold()
-            if folded.strip() == key or (self.answer_rule == "contains" and key in folded):
-                return label
-        return None
+        return read_label(text, self.labels, self.answer_rule)
 
     def check_budget(self, image_tokens: int, prompt_tokens: int) -> None:
         """Raise UserError where image + prompt + answer tokens do not fit the context window."""
@@ -236,6 +215,45 @@ class Contract(Frozen):
                 f" {self.max_new_tokens} answer = {total} tokens, more than runtime.n_ctx {self.runtime.n_ctx}:"
                 " choose a smaller tiling.grid or, if the app can be changed, a larger n_ctx"
             )
+
+
+def checked_labels(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """``labels`` if they are at least two, plain and different. Raises ValueError."""
+    if len(labels) < 2:
+        raise ValueError("a classifier needs at least two labels")
+    for label in labels:
+        if not label or label != label.strip() or "\n" in label:
+            raise ValueError(f"label {label!r} is empty or has white space around it or a line break in it")
+        if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in label):
+            raise ValueError(f"label {label!r} has a control character in it")
+    folded = [label.casefold() for label in labels]
+    for label, key in zip(labels, folded, strict=True):
+        if folded.count(key) > 1:
+            raise ValueError(f"label {label!r} stands more than once (case does not count)")
+    return labels
+
+
+def check_told_apart(labels: Sequence[str], rule: AnswerRule) -> None:
+    """Raise ValueError where ``rule`` reads one label out of the answer that gives another."""
+    if rule == "exact":
+        return
+    for inner in labels:
+        for outer in labels:
+            if inner != outer and inner.casefold() in outer.casefold():
+                raise ValueError(
+                    f"label {inner!r} is contained in {outer!r}, so answer_rule 'contains' cannot tell them"
+                    " apart: rename one or use answer_rule 'exact'"
+                )
+
+
+def read_label(text: str, labels: Sequence[str], rule: AnswerRule) -> str | None:
+    """The first of ``labels`` that a generated text gives by the rule, or None; see :attr:`Contract.answer_rule`."""
+    folded = text.casefold()
+    for label in labels:
+        key = label.casefold()
+        if folded.strip() == key or (rule == "contains" and key in folded):
+            return label
+    return None
 
 
 def load_contract(path: Path = DEFAULT_CONTRACT) -> Contract:

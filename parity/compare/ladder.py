@@ -61,15 +61,44 @@ Cosine = Annotated[Number, AfterValidator(_cosine)]
 Distance = Annotated[Number, AfterValidator(_not_negative)]
 
 
+class AnswerMeasured(Line):
+    """Both sides along the reference's own answer, token by token (teacher forcing): open answers."""
+
+    steps: int = Field(ge=1)
+    """Tokens that the reference chose, its end token included."""
+    kl_mean: Distance
+    """Over the steps: KL divergence over the vocabulary, reference against candidate, nats."""
+    kl_largest: Distance
+    differ: Count
+    """Steps at which the candidate puts another token first."""
+    diverges_at: Count | None
+    """The first token at which the free answers differ; null where they are equal."""
+    logprob_apart: Distance
+    """Largest difference of the log-probabilities that both give to a token of the answer, nats."""
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if self.differ > self.steps:
+            raise ValueError("more steps differ than there are")
+        return self
+
+
 class Measured(Keyed):
     """What one image's comparison gave. A null stands where an earlier stage left nothing to compare (other shapes)."""
+
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """Width and height of the picture handed over, where they are not the contract's."""
 
     decoded_equal: bool | None
     """S0; null where a side did not decode the file itself."""
     pixels_equal: bool
     """S1"""
-    tiles: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-    """S2: pictures that the reference's and the candidate's encoder are given."""
+    decoded_apart: Annotated[int, Field(ge=0, le=255)] | None = None
+    """S0: largest difference of a byte between the decoders; null where they make other sizes, or were not compared."""
+    tiles: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None
+    """S2: pictures that the reference's and the candidate's encoder are given; null where a side's are not known."""
+    tile_sizes: tuple[tuple[Count, Count], tuple[Count, Count]] | None = None
+    """S2: width and height of the first of them, on either side."""
     tiles_bytes: Annotated[int, Field(ge=0, le=255)] | None
     """S2: largest difference of a byte, 0..255."""
     tiles_bytes_share: Share | None
@@ -80,6 +109,10 @@ class Measured(Keyed):
     """S3"""
     tokens_first: Count | None
     """S3: the first position at which the prompts differ."""
+    positions_equal: bool | None = None
+    """S3: what tells the language half where a token stands; null where the prompts differ, or it was not compared."""
+    pictures: tuple[Count, Count] | None = None
+    """S3: positions that the picture's embeddings take on either side, where each row has a layout of its own."""
     embeddings_error: Distance
     """S4: ||candidate - reference|| / ||reference||, Frobenius, all pictures together."""
     embeddings_cosine: Cosine
@@ -97,6 +130,8 @@ class Measured(Keyed):
     """S6"""
     label_equal: bool
     """S7"""
+    answer: AnswerMeasured | None = None
+    """S6: of open answers."""
 
 
 class Spread(Line):
@@ -119,8 +154,11 @@ class NoiseFloor(Line):
     samples: int = Field(ge=1)
     embeddings_error: Spread
     logits_kl: Spread
-    logits_kl_labels: Spread
+    logits_kl_labels: Spread | None
+    """null where answers are open."""
     logits_max: Spread
+    answer_kl: Spread | None = None
+    """Of open answers: the mean over the steps."""
     generated_differ: Count
     """Images whose generated ids differ."""
     labels_differ: Count

@@ -4,7 +4,7 @@ Neither side's tensors are kept: what is compared of an image is measured while 
 thousand images needs no more than one of a hundred.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -30,14 +30,14 @@ KEPT = 5
 """Images whose tensors are kept for study."""
 
 
-def kept_by(header: Header, samples: Sequence[Sample]) -> Header:
+def kept_by(header: Header, samples: Sequence[Any], runner: Callable[..., Any] | None = None) -> Header:
     """A side's header with what is answered and the code that keeps it: rows of other code are no part of a run."""
-    about = {"split": samples[0].split, "versions": header.versions | {"runner": code_digest(walk)}}
+    about = {"split": samples[0].split, "versions": header.versions | {"runner": code_digest(runner or walk)}}
     return header.model_copy(update=about | {"images": len(samples)})
 
 
 def open_rows(
-    path: Path, header: Header, samples: Sequence[Sample], reporter: Reporter, subset: bool = False
+    path: Path, header: Header, samples: Sequence[Any], reporter: Reporter, subset: bool = False
 ) -> ResultsWriter:
     """A side's file, with the rows that an earlier run left in it; those that the dataset contradicts, or that are not
     as they were written, are not kept, and the person waiting is told.
@@ -55,7 +55,7 @@ def _say_changed(path: Path, why: str, reporter: Reporter) -> None:
         reporter.say(path.name.partition(".")[0], f"{path.name} is answered again: {why}")
 
 
-def make_row(sample: Sample, prediction: Prediction, contract: Contract) -> Row:
+def make_row(sample: Any, prediction: Prediction, contract: Contract) -> Row:
     """What is written of an answer."""
     return Row(
         key=sample.key,
@@ -72,7 +72,7 @@ def make_row(sample: Sample, prediction: Prediction, contract: Contract) -> Row:
     )
 
 
-def observe(side: Observer, samples: Sequence[Sample], contract: Contract) -> list[tuple[Row, Taps]]:
+def observe(side: Observer, samples: Sequence[Any], contract: Contract) -> list[tuple[Row, Taps]]:
     """A side's rows and stages of some samples, all in memory."""
     seen = side.observe(sample.rgb for sample in samples)
     return [
@@ -80,7 +80,7 @@ def observe(side: Observer, samples: Sequence[Sample], contract: Contract) -> li
     ]
 
 
-def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
+def batches(samples: Sequence[Any], size: int) -> Iterator[list[Any]]:
     """``samples`` in their order, ``size`` at a time: what both sides have in memory together."""
     waiting = iter(samples)
     while batch := list(islice(waiting, size)):
@@ -88,7 +88,7 @@ def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
 
 
 def measure_floor(
-    reference: Observer, rounded: Observer, samples: Sequence[Sample], contract: Contract, reporter: Reporter
+    reference: Observer, rounded: Observer, samples: Sequence[Any], contract: Contract, reporter: Reporter
 ) -> NoiseFloor:
     """The same side in float32 (``reference``) and in bfloat16 (``rounded``), on at most FLOOR_SAMPLES samples.
 
@@ -121,6 +121,10 @@ def answer_all(side: OpenSide, samples: Sequence[Sample], contract: Contract, pa
             advance(done, len(samples), "")
 
 
+Step = Callable[[list[Any]], Iterator[tuple[Any, Row, Row, Measured]]]
+"""Runs both sides over some samples: (sample, reference's row, candidate's row, what was measured), in their order."""
+
+
 def walk(
     reference: OpenSide,
     candidate: OpenSide,
@@ -135,8 +139,29 @@ def walk(
 
     A run that is killed goes on where it stopped. ``subset``: the files may have other images of the dataset, too.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+
+    def step(batch: list[Sample]) -> Iterator[tuple[Sample, Row, Row, Measured]]:
+        a_rows = observe(reference.predictor, batch, contract)
+        b_rows = observe(candidate.predictor, batch, contract)
+        for sample, a, b in zip(batch, a_rows, b_rows, strict=True):
+            yield sample, a[0], b[0], measure(a, b, _decodes_alike(candidate.predictor, sample))
+
     headers = kept_by(reference.header, samples), kept_by(candidate.header, samples)
+    keep(headers, samples, about, folder, reporter, step, reference.predictor.batch_size, subset)
+
+
+def keep(
+    headers: tuple[Header, Header],
+    samples: Sequence[Any],
+    about: Compared,
+    folder: Path,
+    reporter: Reporter,
+    step: Step,
+    size: int,
+    subset: bool = False,
+) -> None:
+    """Do ``step`` with the samples that are not in the three files of ``folder``, ``size`` at a time, and append."""
+    folder.mkdir(parents=True, exist_ok=True)
     header = LadderHeader(
         **about.model_dump(), reference_sha256=header_digest(headers[0]), candidate_sha256=header_digest(headers[1])
     )
@@ -151,16 +176,13 @@ def walk(
         waiting = [sample for sample in samples if sample.key not in ours.keys & theirs.keys & ladder.keys]
         done = len(samples) - len(waiting)
         advance(done, len(samples), "")
-        for batch in batches(waiting, reference.predictor.batch_size):
-            a_rows = observe(reference.predictor, batch, contract)
-            b_rows = observe(candidate.predictor, batch, contract)
-            for sample, a, b in zip(batch, a_rows, b_rows, strict=True):
-                measured = measure(a, b, _decodes_alike(candidate.predictor, sample))
+        for batch in batches(waiting, size):
+            for sample, a, b, measured in step(batch):
                 # The ladder's line comes last: an image that has one has all three.
                 if sample.key not in ours.keys:
-                    ours.append(a[0])
+                    ours.append(a)
                 if sample.key not in theirs.keys:
-                    theirs.append(b[0])
+                    theirs.append(b)
                 if sample.key not in ladder.keys:
                     ladder.append(measured)
                 done += 1

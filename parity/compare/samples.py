@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,11 @@ class Sample:
         return self.record.rgb_sha256
 
     @property
+    def rgb_sha256(self) -> str:
+        """The same."""
+        return self.key
+
+    @property
     def image_id(self) -> str:
         """For people; nothing is matched by it."""
         return self.record.image_id
@@ -50,7 +56,7 @@ class Sample:
         return load_rgb(self.folder, self.record)
 
 
-def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+def spread(samples: Sequence[Any], count: int) -> list[Any]:
     """At most ``count`` samples, evenly over the whole list, so that every label has its share."""
     count = min(count, len(samples))
     return [samples[index * len(samples) // count] for index in range(count)]
@@ -67,7 +73,7 @@ def load_samples(folder: Path, contract: Contract) -> tuple[list[Sample], str]:
 
 
 def row_check(
-    header: Header, samples: Sequence[Sample], subset: bool = False, pixels: bool = True
+    header: Header, samples: Sequence[Any], subset: bool = False, pixels: bool = True
 ) -> Callable[[Row], str | None]:
     """What is wrong with a row of a side's file, in a few words, or None: it must be of one of ``samples``, state the
     dataset's ground truth, and be of the picture's own bytes, in the channel order that the header states.
@@ -88,7 +94,7 @@ def row_check(
             )
         if not pixels:
             return None
-        expected = sample.key if fed == "rgb" else sha256_bytes(sample.rgb[..., ::-1].tobytes())
+        expected = sample.rgb_sha256 if fed == "rgb" else sha256_bytes(sample.rgb[..., ::-1].tobytes())
         if row.rgb_sha256 != expected:
             return f"its row of {row.image_id} is not of the dataset's picture as {str(fed).upper()}"
         return None

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from parity.compare.ladder import LadderHeader, Measured, NoiseFloor, header_digest
 from parity.compare.runner import CANDIDATE, LADDER, REFERENCE
-from parity.compare.samples import Sample, row_check
+from parity.compare.samples import row_check
 from parity.results import Header, Row
 from pipeline.core.errors import UserError
 from pipeline.core.files import lock, write_bytes
@@ -27,7 +27,7 @@ from pipeline.core.jsonl import Item, line_of, read_lines, whole_file
 FILES = (REFERENCE, CANDIDATE, LADDER)
 """What a shard leaves behind."""
 
-Work = Callable[[list[Sample], Path], None]
+Work = Callable[[list[Any], Path], object]
 """Answers the samples, appending to the three files in the folder and going on from what they hold."""
 
 SHOWN = 20
@@ -62,13 +62,13 @@ def shard_keys(keys: Iterable[str], shards: int, shard: int) -> list[str]:
     return sorted(keys)[shard - 1 :: shards]
 
 
-def select(samples: Sequence[Sample], shards: int, shard: int) -> list[Sample]:
+def select(samples: Sequence[Any], shards: int, shard: int) -> list[Any]:
     """The samples of one shard, by key. Raises UserError where there is no such shard."""
     by_key = {sample.key: sample for sample in samples}
     return [by_key[key] for key in shard_keys(by_key, shards, shard)]
 
 
-def run_shard(work: Work, samples: Sequence[Sample], folder: Path, shards: int, shard: int) -> Path:
+def run_shard(work: Work, samples: Sequence[Any], folder: Path, shards: int, shard: int) -> Path:
     """Let ``work`` do one shard, or go on with it; returns the shard's folder.
 
     ``samples`` are those of the whole run. Raises UserError where there is no such shard, or another process has it.
@@ -90,7 +90,7 @@ class Expected:
     ladder: dict[str, Any]
 
 
-def merge_shards(folder: Path, shards: int, samples: Sequence[Sample], expected: Expected) -> None:
+def merge_shards(folder: Path, shards: int, samples: Sequence[Any], expected: Expected) -> None:
     """Write the three files in ``folder`` from those of its shards, all of them or none.
 
     ``samples``: those of the whole run, in the dataset's order. Raises UserError as :func:`merge_results` does; where a
@@ -143,7 +143,7 @@ def _same_shape(value: Any, wanted: Any) -> Any:
     return value
 
 
-def _of_dataset(parts: "_Parts[Header]", samples: Sequence[Sample]) -> None:
+def _of_dataset(parts: "_Parts[Header]", samples: Sequence[Any]) -> None:
     """UserError where the dataset contradicts a row."""
     check = row_check(next(iter(parts.headers.values())), samples)
     for key, line in parts.lines.items():
@@ -278,7 +278,7 @@ def _largest(values: list[Any]) -> Any:
     """Number by number, through dictionaries of one shape."""
     if isinstance(values[0], dict):
         return {key: _largest([value[key] for value in values]) for key in values[0]}
-    return max(values)
+    return None if None in values else max(values)  # what open answers or labels leave out is left out by all
 
 
 def _same(headers: dict[Path, AnyHeader], path: Path) -> None:

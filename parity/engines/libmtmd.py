@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +11,47 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import mtmd_cpp
 
-from pipeline.contract import Contract
 from pipeline.core.errors import UserError
+from pipeline.core.toolchain import LlamaLog, load_gguf
 
 
 class Chunks:
-    """``mtmd_tokenize``'s chunks of a contract's prompt and one picture; frees them when the block ends."""
+    """``mtmd_tokenize``'s chunks of a prompt and one picture; frees them when the block ends.
 
-    def __init__(self, mtmd: Any, fed: npt.NDArray[np.uint8], contract: Contract) -> None:
-        height, width, _ = fed.shape
-        prompt = contract.prompt.encode()
+    ``picture``: RGB [height, width, 3], or (width, height) alone to count tokens. ``prompt`` holds libmtmd's marker
+    once. Raises UserError where libmtmd refuses them.
+    """
+
+    def __init__(
+        self, mtmd: Any, picture: npt.NDArray[np.uint8] | tuple[int, int], prompt: str, add_special: bool
+    ) -> None:
+        encoded = prompt.encode()
         # text_len must be given: left 0, libmtmd sees an empty prompt without a marker.
         text = mtmd_cpp.mtmd_input_text(
-            text=prompt, text_len=len(prompt), add_special=contract.add_bos, parse_special=True
+            text=encoded, text_len=len(encoded), add_special=add_special, parse_special=True
         )
-        data = np.ascontiguousarray(fed)
-        bitmap = mtmd_cpp.mtmd_bitmap_init(width, height, data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
+        if isinstance(picture, tuple):
+            bitmap = mtmd_cpp.mtmd_bitmap_init(*picture, None)
+        else:
+            height, width, _ = picture.shape
+            data = np.ascontiguousarray(picture)
+            bitmap = mtmd_cpp.mtmd_bitmap_init(width, height, data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
         self._chunks = mtmd_cpp.mtmd_input_chunks_init()
         pictures = (mtmd_cpp.mtmd_bitmap_p_ctypes * 1)(bitmap)
-        code = mtmd_cpp.mtmd_tokenize(mtmd, self._chunks, ctypes.byref(text), pictures, 1)
+        with LlamaLog() as log:
+            code = mtmd_cpp.mtmd_tokenize(mtmd, self._chunks, ctypes.byref(text), pictures, 1)
         mtmd_cpp.mtmd_bitmap_free(bitmap)
         if code != 0:
             mtmd_cpp.mtmd_input_chunks_free(self._chunks)
-            # mtmd.h: 1, markers and pictures are not of one number; 2, the picture cannot be prepared.
-            why = "is the marker in it?" if code == 1 else "the vision half's sizes do not suit the picture"
-            raise UserError(f"libmtmd cannot tokenize the contract's prompt and a picture (code {code}): {why}")
+            # mtmd.h: 1, markers and pictures are not of one number; 2, the picture cannot be prepared. This version
+            # gives 2 for either (mtmd.cpp, mtmd_tokenizer).
+            markers = code == 1 or "media markers" in log.error()
+            why = (
+                "the prompt must have the picture's marker just once"
+                if markers
+                else "the vision half's sizes do not suit the picture"
+            )
+            raise UserError(f"libmtmd cannot tokenize the prompt and a picture (code {code}): {why}")
 
     def __enter__(self) -> "Chunks":
         return self
@@ -85,6 +101,16 @@ def decode_file(mtmd: Any, path: Path) -> npt.NDArray[np.uint8]:
         mtmd_cpp.mtmd_bitmap_free(bitmap)
 
 
+def normalization_of(mmproj: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) of each channel, as libmtmd reads them from the file. Raises UserError."""
+    fields = load_gguf().GGUFReader(mmproj).fields
+    found = [fields.get(f"clip.vision.image_{name}") for name in ("mean", "std")]
+    if None in found:
+        raise UserError(f"{mmproj} has no clip.vision.image_mean or image_std: export it again")
+    mean, std = (tuple(field.contents()) for field in found)
+    return mean, std
+
+
 class Batch:
     """A ``llama_batch`` over memory of its own: ``size`` tokens, or embeddings of ``width`` where that is not 0."""
 
@@ -131,37 +157,89 @@ class _Tensor(ctypes.Structure):
     )
 
 
+class LayerTap:
+    """Hands on what each layer of a graph makes, while it is computed.
+
+    ``prefix``: ``layer_out-`` in libmtmd's encoders, ``l_out-`` in llama.cpp's language models; the layer's number
+    stands behind it. ``take`` is given the number and the layer's output, [rows, width].
+    """
+
+    def __init__(self, prefix: str, take: Callable[[int, npt.NDArray[np.float32]], None]) -> None:
+        self._prefix, self._take = prefix.encode(), take
+        self.callback = llama_cpp.ggml_backend_sched_eval_callback(lambda address, ask, _: self.asked(address, ask))
+
+    def asked(self, address: int, ask: bool) -> bool:
+        """``ggml_backend_sched_eval_callback``: whether a node is wanted; later it is here, computed."""
+        tensor = _Tensor.from_address(address)
+        name = tensor.name
+        if not name.startswith(self._prefix) or tensor.type != 0:  # GGML_TYPE_F32
+            return not ask
+        number = name[len(self._prefix) :].decode()
+        if not number.isdigit():
+            return not ask
+        if not ask:
+            width, *others = tensor.ne
+            rows = np.empty((int(np.prod(others)), width), np.float32)
+            _get(address, rows.ctypes.data, 0, rows.nbytes)
+            self._take(int(number), rows)
+        return True
+
+
 class Tap:
-    """Reads, and can replace, the normalized picture that libmtmd hands its vision encoder.
+    """Reads, and can replace, the normalized pictures that libmtmd hands its vision encoder.
 
     The bindings show no tiles, but libmtmd takes a callback that is asked about every node of the encoder's graph
     before any is computed (``mtmd_context_params.cb_eval``). The first node that reads ``inp_raw`` (clip.cpp,
-    build_inp_raw) leads to it. Works for the CPU's memory, where this predictor runs.
+    build_inp_raw) leads to it. Works for the CPU's memory and for a GPU's.
     """
 
     def __init__(self) -> None:
-        self.tile: npt.NDArray[np.float32] | None = None
-        """[3, tile, tile], what the last encode was given by libmtmd itself."""
-        self.replacement: npt.NDArray[np.float32] | None = None
-        """[3, tile, tile] to encode instead."""
+        self.tiles: list[npt.NDArray[np.float32]] = []
+        """Each [3, height, width]: what the encodes since :meth:`arm` were given by libmtmd itself."""
+        self.layers: LayerTap | None = None
+        """Gets what each layer of the encoder makes, where it is set."""
+        self._replacements: Sequence[npt.NDArray[np.float32]] | None = None
+        self.refused = ""
+        """Why a replacement could not be used; an exception would be lost in the native code between."""
+        self._reader: int | None = None
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._ask)
 
-    def arm(self, replacement: npt.NDArray[np.float32] | None = None) -> None:
-        """Get ready for the next encode."""
-        self.tile, self.replacement = None, replacement
+    def arm(self, replacements: Sequence[npt.NDArray[np.float32]] | None = None) -> None:
+        """Get ready for the next chunk. ``replacements``: tiles [3, height, width] to encode instead, in turn."""
+        self.tiles, self._replacements, self._reader, self.refused = [], replacements, None, ""
 
     def _ask(self, address: int, ask: bool, _: object) -> bool:
-        if self.tile is None:
+        if ask and (self._reader is None or self._reader == address):
             for source in _Tensor.from_address(address).src:
                 if source and _Tensor.from_address(source).name == b"inp_raw":
-                    self._read(_Tensor.from_address(source))
+                    # A chunk of several tiles may be encoded one by one. Each graph has a first reader, and libmtmd
+                    # builds its graphs in one memory, so that it lies at the same address in all of them.
+                    self._reader = address
+                    self._read(source)
                     break
-        return False  # no result is waited for, so the graph is computed in one piece
+        # Without layers no result is waited for, so the graph is computed in one piece.
+        return self.layers is not None and self.layers.asked(address, ask)
 
-    def _read(self, tensor: _Tensor) -> None:
-        width, height, channels, _ = tensor.ne
-        pixels = ctypes.cast(tensor.data, ctypes.POINTER(ctypes.c_float))
-        view = np.ctypeslib.as_array(pixels, shape=(channels, height, width))
-        self.tile = view.copy()
-        if self.replacement is not None:
-            view[:] = self.replacement
+    def _read(self, address: int) -> None:
+        width, height, channels, count = _Tensor.from_address(address).ne
+        pixels = np.empty((count, channels, height, width), np.float32)
+        _get(address, pixels.ctypes.data, 0, pixels.nbytes)
+        begin = len(self.tiles)
+        self.tiles += list(pixels)
+        if self._replacements is not None:
+            given = np.array([*self._replacements[begin : begin + count]], np.float32)
+            if given.shape != pixels.shape:
+                self.refused = f"tiles of {given.shape} cannot replace {pixels.shape}"
+                return
+            _set(address, np.ascontiguousarray(given).ctypes.data, 0, given.nbytes)
+
+
+def _ggml(name: str) -> Any:
+    """``ggml_backend_tensor_get`` or ``_set`` of ggml-backend.h: to and from whatever memory a tensor is in."""
+    function = getattr(llama_cpp.llama_cpp._lib, name)  # of a library that libllama is linked to
+    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
+    function.restype = None
+    return function
+
+
+_get, _set = _ggml("ggml_backend_tensor_get"), _ggml("ggml_backend_tensor_set")

@@ -20,11 +20,11 @@ import numpy.typing as npt
 from llama_cpp import mtmd_cpp
 
 from parity.engines.decoding import Decoder
-from parity.engines.libmtmd import Chunks, Tap, decode_file
+from parity.engines.libmtmd import Chunks, Tap, decode_file, normalization_of
 from pipeline.contract import Contract, KvType
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
-from pipeline.core.toolchain import LlamaLog, load_gguf
+from pipeline.core.toolchain import LlamaLog
 from pipeline.models.prediction import Prediction, Taps, log_softmax, top_logits
 from pipeline.models.smolvlm.encoding import Encoder, fed_bytes
 
@@ -74,7 +74,7 @@ class LlamaCppPredictor:
             self.decoder = Decoder(
                 self._model, self._context, self._n_batch, encoder.answer_ids, self._contract.max_new_tokens
             )
-            self.mean, self.std = _normalization(mmproj) if tapped else ((), ())
+            self.mean, self.std = normalization_of(mmproj) if tapped else ((), ())
             size = self._contract.image.size
             # Noise: a tile and an overview of it that are equal can only be the same picture.
             noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
@@ -164,7 +164,7 @@ class LlamaCppPredictor:
 
     def tokenize(self, canvas: npt.NDArray[np.uint8]) -> Chunks:
         """libmtmd's own chunks of prompt and picture, for a canvas uint8 [size, size, 3] as it is handed over."""
-        return Chunks(self._mtmd, canvas, self._contract)
+        return Chunks(self._mtmd, canvas, self._contract.prompt, self._contract.add_bos)
 
     def _answer(
         self, canvases: Iterable[npt.NDArray[np.uint8]], given: "_Given | None"
@@ -233,8 +233,7 @@ class LlamaCppPredictor:
                     continue
                 embeddings.append(self._encode(picture, None if replacements is None else replacements[number]))
                 if self._tap:
-                    assert self._tap.tile is not None
-                    seen.append(self._tap.tile)
+                    seen += self._tap.tiles
         made = np.stack(embeddings)
         injected = next(given.embeddings) if given and given.embeddings else None
         return (made if injected is None else injected), tuple(seen)
@@ -242,10 +241,12 @@ class LlamaCppPredictor:
     def _encode(self, picture: Any, replacement: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
         """A copy of a picture chunk's embeddings, [tokens, hidden]."""
         if self._tap:
-            self._tap.arm(replacement)
+            self._tap.arm(None if replacement is None else [replacement])
         code = mtmd_cpp.mtmd_encode_chunk(self._mtmd, picture)
         if code != 0:
             raise RuntimeError(f"libmtmd failed to encode a picture with code {code}")
+        if self._tap and self._tap.refused:
+            raise ValueError(self._tap.refused)
         shape = (mtmd_cpp.mtmd_input_chunk_get_n_tokens(picture), self.decoder.width)
         return np.ctypeslib.as_array(mtmd_cpp.mtmd_get_output_embd(self._mtmd), shape=shape).copy()
 
@@ -284,13 +285,3 @@ def _layout(parts: list[list[int] | int]) -> tuple[list[int], list[tuple[int, in
         else:
             ids += part
     return ids, slots
-
-
-def _normalization(mmproj: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, standard deviation) of each channel, as libmtmd reads them from the file. Raises UserError."""
-    fields = load_gguf().GGUFReader(mmproj).fields
-    found = [fields.get(f"clip.vision.image_{name}") for name in ("mean", "std")]
-    if None in found:
-        raise UserError(f"{mmproj} has no clip.vision.image_mean or image_std: export it again")
-    mean, std = (tuple(field.contents()) for field in found)
-    return mean, std

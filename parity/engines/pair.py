@@ -13,6 +13,7 @@ from pipeline.contract import ChannelOrder, Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
 from pipeline.core.provenance import digest
+from pipeline.core.toolchain import load_gguf
 from pipeline.export.convert import KEY_WEIGHTS
 from pipeline.export.verify import TENSOR_TYPES, read_gguf
 
@@ -37,7 +38,7 @@ def open_llamacpp(
     SHA-256 of files that this run made; a pair that is not of them is first tried in a process of its own, where
     llama.cpp may die of it (None: this process is one already). Raises UserError, then and when the pair is opened.
     """
-    hashes = {"model": _sha256(model), "mmproj": _sha256(mmproj)}
+    hashes = {"model": half_sha256(model), "mmproj": half_sha256(mmproj)}
     order = fed_order or contract.image.channel_order
     fed = contract.model_copy(update={"image": contract.image.model_copy(update={"channel_order": order})})
     encoder = encoder_of(merged, fed)
@@ -47,7 +48,7 @@ def open_llamacpp(
         header = header_of(
             "llamacpp", "llama.cpp", open_llamacpp, contract, dataset_sha256, predictor,
             model=hashes,
-            weights_sha256=_weights(model, mmproj),
+            weights_sha256=weights_of(model, mmproj),
             runtime=contract.runtime.model_dump(mode="json")
             | {"n_threads": predictor.n_threads, "fed": order}
             | {"text_types": tensor_types(model), "mmproj_types": tensor_types(mmproj)},
@@ -63,7 +64,18 @@ def tensor_types(path: Path) -> str:
     return "+".join(sorted(TENSOR_TYPES[kind][0] for kind in kinds))
 
 
-def _sha256(path: Path) -> str:
+def file_type(path: Path) -> str:
+    """The type that a half was exported in, as llama.cpp names it (``general.file_type``): ``Q8_0``, ``Q4_K_M``."""
+    names = load_gguf().LlamaFileType
+    field = load_gguf().GGUFReader(path).fields.get("general.file_type")
+    try:
+        return str(names(int(field.contents())).name).removeprefix("MOSTLY_").removeprefix("ALL_")
+    except (AttributeError, ValueError, TypeError):
+        return tensor_types(path)
+
+
+def half_sha256(path: Path) -> str:
+    """SHA-256 of a half. Raises UserError where it is no file."""
     if not path.is_file():  # a FIFO would be read for ever
         raise UserError(f"{path} is not a file: give a GGUF pair, as `pipeline export` writes it")
     try:
@@ -72,7 +84,7 @@ def _sha256(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _weights(model: Path, mmproj: Path) -> str | None:
+def weights_of(model: Path, mmproj: Path) -> str | None:
     """The weights that a pair says it was made from; two halves of different weights give what equals neither."""
     found = [read_gguf(path).text(KEY_WEIGHTS) for path in (model, mmproj)]
     known = found[0] == found[1] and (found[0] is None or re.fullmatch(r"[0-9a-f]{64}", found[0]))

@@ -13,8 +13,10 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +37,14 @@ def probe_pair(
     seconds: int | None = None,
 ) -> None:
     """Let a pair answer one made-up canvas, as :class:`parity.engines.llamacpp.LlamaCppPredictor` with the same
-    arguments would, in a process of its own.
+    arguments would, in a process of its own; see :func:`probe`."""
+    probe(model, mmproj, _answer_canvas, (encoder, threads, sequences, tapped), seconds)
+
+
+def probe(
+    model: Path, mmproj: Path, work: Callable[..., None], arguments: tuple[Any, ...], seconds: int | None = None
+) -> None:
+    """Do ``work(model, mmproj, *arguments)``, a function of a module, in a process of its own.
 
     ``seconds``: how long it may take, by default by the files' size. Raises UserError with one sentence that names the
     files: a pair that cannot be loaded, or not under the runtime profile; one that llama.cpp dies of, with its last
@@ -43,7 +52,7 @@ def probe_pair(
     """
     if seconds is None:
         seconds = int(SECONDS + SECONDS_PER_GB * sum(path.stat().st_size for path in (model, mmproj)) / 1e9)
-    job = pickle.dumps((model, mmproj, encoder, threads, sequences, tapped, seconds))
+    job = pickle.dumps((seconds, work, (model, mmproj, *arguments)))
     done = subprocess.run([sys.executable, "-m", "parity.engines.probe"], input=job, capture_output=True, check=False)
     if done.returncode == 0:
         return
@@ -91,18 +100,24 @@ def _restrain(seconds: int) -> None:
     os.environ["GGML_NO_BACKTRACE"] = "1"  # ggml would start a debugger on this process, and wait for it
 
 
-def main() -> None:
-    """Entry point of the process."""
-    model, mmproj, encoder, threads, sequences, tapped, seconds = pickle.load(sys.stdin.buffer)
-    _restrain(seconds)
+def _answer_canvas(
+    model: Path, mmproj: Path, encoder: Encoder, threads: int | None, sequences: int | None, tapped: bool
+) -> None:
     from parity.engines.llamacpp import LlamaCppPredictor
 
     size = encoder.contract.image.size
     canvas = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    with LlamaCppPredictor(model, mmproj, encoder, threads, sequences, tapped) as predictor:
+        for _ in predictor.predict([canvas]):
+            pass
+
+
+def main() -> None:
+    """Entry point of the process."""
+    seconds, work, arguments = pickle.load(sys.stdin.buffer)
+    _restrain(seconds)
     try:
-        with LlamaCppPredictor(model, mmproj, encoder, threads, sequences, tapped) as predictor:
-            for _ in predictor.predict([canvas]):
-                pass
+        work(*arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_USAGE)

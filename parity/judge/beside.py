@@ -5,6 +5,7 @@ from pathlib import Path
 
 from parity.compare.ladder import Ladder, header_digest, read_ladder
 from parity.results import Results
+from parity.terms import CheckTerms, Terms, load_terms
 from pipeline.contract import Contract, load_contract
 from pipeline.core.errors import UserError
 
@@ -15,24 +16,35 @@ def belongs(ladder: Ladder, reference: Results, candidate: Results) -> bool:
     return (ladder.header.reference_sha256, ladder.header.candidate_sha256) == (ours, theirs)
 
 
-def find_contract(given: Path | None, results_path: Path, results: Results) -> Contract:
-    """The contract file given, or the one that the results ran under: ``contract.json`` beside them, that of the bundle
-    of their run (``../bundle``), or the phone's.
+def find_contract(given: Path | None, results_path: Path, results: Results) -> Terms:
+    """The file given, or what the results ran under: ``contract.json`` or a check's ``terms.json`` beside them, the
+    contract of the bundle of their run (``../bundle``), or the phone's.
 
     Where none of these is it, the phone's is returned, and the gate ``provenance`` refuses the results. Raises
     UserError as load_contract does for a file that was given.
     """
     if given:
-        return load_contract(given)
+        return load_terms(given)
     folder = results_path.parent
-    for path in (folder / "contract.json", folder.parent / "bundle" / "contract.json"):
+    for path in (folder / "contract.json", folder / "terms.json", folder.parent / "bundle" / "contract.json"):
         try:
-            found = load_contract(path)
+            found = load_terms(path)
         except UserError:  # not there, or a file of something else
             continue
         if found.digest == results.header.contract_sha256:
             return found
     return load_contract()
+
+
+def find_app_contract(given: Path | None, results_path: Path, results: Results) -> Contract:
+    """As :func:`find_contract`. Raises UserError, too, where the results are of a check, without an app."""
+    found = find_contract(given, results_path, results)
+    if isinstance(found, CheckTerms):
+        raise UserError(
+            f"{results_path} is of `parity check`, and a phone keeps an app's contract: run `parity run` with it, and"
+            " plan on its results"
+        )
+    return found
 
 
 def find_ladder(

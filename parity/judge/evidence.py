@@ -8,6 +8,7 @@ from os.path import lexists
 from pathlib import Path
 
 from parity.judge.baseline import BASELINE
+from parity.judge.causes import CAUSES
 from parity.judge.plan import PLAN
 from pipeline.core.errors import UserError
 from pipeline.export.signing import sign_files, verify_files
@@ -15,7 +16,7 @@ from pipeline.export.signing import sign_files, verify_files
 SIGNATURE = "parity.sig"
 RESULTS = "*.results.jsonl"
 VERDICT = "verdict.json"
-OTHERS = (BASELINE, "ladder.jsonl", PLAN, VERDICT)
+OTHERS = (BASELINE, CAUSES, "ladder.jsonl", PLAN, "terms.json", VERDICT)
 """Signed beside the results, where they are there."""
 
 

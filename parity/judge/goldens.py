@@ -8,11 +8,17 @@ import json
 from pathlib import Path
 
 from parity.judge.verdict import GateResult
+from parity.terms import Terms
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
 from pipeline.letterbox import letterbox_file
 
 GOLDENS = Path(__file__).parent.parent.parent / "android_fixtures" / "goldens"
+
+
+def checks_of(terms: Terms) -> list[GateResult]:
+    """The gates that are tried apart from the sides: the letterbox, where there is one."""
+    return [letterbox_gate()] if terms.image else []
 
 
 def letterbox_gate(folder: Path = GOLDENS) -> GateResult:

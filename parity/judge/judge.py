@@ -13,7 +13,8 @@ from statistics import fmean, stdev
 from parity.compare.ladder import Ladder
 from parity.judge.baseline import Baseline
 from parity.judge.beside import belongs
-from parity.judge.gates import distances, inputs, scores
+from parity.judge.causes import Causes
+from parity.judge.gates import answers, distances, inputs, scores
 from parity.judge.gates import ladder as rungs
 from parity.judge.gates.common import Pair
 from parity.judge.gates.limits import limits_of
@@ -29,7 +30,8 @@ from parity.judge.verdict import (
     display_name,
 )
 from parity.results import Header, Results
-from pipeline.contract import Contract, Gate
+from parity.terms import CheckTerms, Terms
+from pipeline.contract import Gate
 from pipeline.core.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_REFUSED, UserError
 from pipeline.core.files import write_json
 from pipeline.core.provenance import digest
@@ -48,61 +50,75 @@ _SEVERITY: tuple[Status, ...] = ("PASS", "INCONCLUSIVE", "FAIL", "REFUSED")
 def judge(
     reference: Results,
     candidate: Results,
-    contract: Contract,
+    terms: Terms,
     checks: Sequence[GateResult] = (),
     ladder: Ladder | None = None,
     gate: Gate | None = None,
     baseline: Baseline | None = None,
+    causes: Causes | None = None,
 ) -> Verdict:
     """Judge a candidate by a reference.
 
+    Where answers are open and none is expected, the reference's are taken for right.
+
     ``checks`` are gates tried elsewhere; they stand behind ``runtime``. ``ladder`` is what :mod:`parity.compare.ladder`
     measured of the same two sides (:func:`belongs` says whether it is); rows of other images are left out. ``gate``
-    takes the place of the contract's, to try other limits without another contract.
+    takes the place of the contract's, to try other limits without another contract. ``causes``: what conforming found,
+    which explains better than a gate can.
 
-    Raises UserError: no images, images that one side lacks, different truths for one image, labels that the contract
-    does not have.
+    Raises UserError: no images, images that one side lacks, different truths for one image, labels that the terms do
+    not have.
     """
-    gate = gate or contract.gate
-    changed = overrides(contract.gate, gate)
+    gate = gate or terms.gate
+    changed = overrides(terms.gate, gate)
+    reference, candidate = as_judged(reference, candidate, terms)
     pairs = _paired(reference, candidate)
-    for results in (reference, candidate):
-        check_labels(results, contract)
+    if terms.labels:
+        for results in (reference, candidate):
+            check_labels(results, terms)
     if ladder:
         kept = {key: row for key, row in ladder.rows.items() if key in reference.rows}
         ladder = replace(ladder, rows=kept)
     limits = limits_of(ladder.header, gate) if ladder else None
     difference = difference_of(pairs, gate.margin_points)
     walked = [
-        provenance(Case(reference, candidate, contract, pairs, ladder)),
-        inputs.runtime(candidate.header, contract, ladder),
+        provenance(Case(reference, candidate, terms, pairs, ladder)),
+        inputs.runtime(candidate.header, terms, ladder),
         *checks,
         rungs.decoded(ladder),
-        inputs.pixels(reference, candidate, pairs, contract),
-        rungs.tiles(ladder, contract),
+        inputs.pixels(reference, candidate, pairs, terms),
+        rungs.tiles(ladder, terms),
         inputs.tokens(reference.header, candidate.header, ladder),
         distances.embeddings(ladder, limits),
         distances.logits(pairs, ladder, limits, gate),
-        rungs.generation(pairs, ladder),
-        scores.answers(reference, candidate, contract),
-        scores.accuracy(reference, candidate, pairs, difference, gate),
-        scores.classes(pairs, contract, gate),
     ]
+    if isinstance(terms, CheckTerms) and not terms.labels:
+        walked += [distances.along(ladder, limits), answers.agreement(pairs, ladder, terms)]
+        if terms.metric:
+            walked.append(answers.score(pairs, terms, gate.margin_points))
+    else:
+        walked += [
+            rungs.generation(pairs, ladder),
+            scores.answers(reference, candidate, terms),
+            scores.accuracy(reference, candidate, pairs, difference, gate),
+            scores.classes(pairs, terms, gate),
+        ]
     if baseline:
         walked.append(scores.baseline(candidate, walked, baseline, gate))
     status, bad = conclude(walked)
-    sides = (side_scores(reference, contract.labels), side_scores(candidate, contract.labels))
+    told = causes.found[0] if causes and causes.found and status == "FAIL" else None
+    sides = (side_scores(reference, terms.labels), side_scores(candidate, terms.labels))
     return Verdict(
         status=status,
         exit_code=EXIT_CODES[status],
-        headline=_headline(status, bad, sides) + "".join(f" ({one})" for one in changed),
+        headline=_headline(status, bad, sides, causes) + "".join(f" ({one})" for one in changed),
         first_bad_stage=bad.stage if bad else None,
-        cause=bad.cause if bad else "",
-        fix=bad.fix if bad else "",
+        cause=told.detail if told else bad.cause if bad else "",
+        fix=told.fix if told else bad.fix if bad else "",
         notes=_notes(reference.header, ladder, walked, changed),
         n=len(pairs),
         split=reference.header.split,
-        labels=contract.labels,
+        labels=terms.labels,
         gates=tuple(walked),
         gate=gate,
         overrides=changed,
@@ -114,6 +130,7 @@ def judge(
         label_logprobs=drift(pairs),
         reference=sides[0],
         candidate=sides[1],
+        causes=causes,
         reference_header=reference.header,
         candidate_header=candidate.header,
     )
@@ -122,7 +139,7 @@ def judge(
 def judge_runs(
     reference: Results,
     candidates: Sequence[tuple[str, Results]],
-    contract: Contract,
+    terms: Terms,
     checks: Sequence[GateResult] = (),
     ladder: Ladder | None = None,
     gate: Gate | None = None,
@@ -135,7 +152,7 @@ def judge_runs(
     verdicts = []
     for _, candidate in candidates:
         own = ladder if ladder and belongs(ladder, reference, candidate) else None
-        verdicts.append(judge(reference, candidate, contract, checks, own, gate, baseline))
+        verdicts.append(judge(reference, candidate, terms, checks, own, gate, baseline))
     worst = max(verdicts, key=lambda verdict: (_SEVERITY.index(verdict.status), -verdict.difference.points))
     if len(verdicts) == 1:
         return worst
@@ -171,7 +188,7 @@ def conclude(walked: Sequence[GateResult]) -> tuple[Status, GateResult | None]:
     return ("INCONCLUSIVE", open_gate) if open_gate else ("PASS", None)
 
 
-def _headline(status: Status, bad: GateResult | None, sides: tuple[Side, Side]) -> str:
+def _headline(status: Status, bad: GateResult | None, sides: tuple[Side, Side], causes: Causes | None) -> str:
     ours, theirs = (display_name(side.side) for side in sides)
     if bad is None:
         return f"{theirs} is as good as {ours}, within the margin"
@@ -179,7 +196,10 @@ def _headline(status: Status, bad: GateResult | None, sides: tuple[Side, Side]) 
         return f"these two sides cannot be compared: {bad.detail}"
     if status == "INCONCLUSIVE":
         return bad.cause
-    return f"{theirs} is worse than its baseline" if bad.stage == "baseline" else f"the sides part at: {bad.stage}"
+    if bad.stage == "baseline":
+        return f"{theirs} is worse than its baseline"
+    why = f" ({', '.join(cause.kind for cause in causes.found)})" if causes and causes.found else ""
+    return f"the sides part at: {bad.stage}{why}"
 
 
 def overrides(stated: Gate, used: Gate) -> tuple[str, ...]:
@@ -213,6 +233,21 @@ def write_verdict(verdict: Verdict, path: Path) -> None:
     write_json(path, verdict.model_dump(mode="json"))
 
 
+def as_judged(reference: Results, candidate: Results, terms: Terms) -> tuple[Results, Results]:
+    """Both sides as they are judged and shown: where no answer is expected, the reference's are taken for right."""
+    if terms.labels:
+        return reference, candidate
+    truths = {
+        key: row.label if row.truth is None else terms.parse_answer(row.truth) for key, row in reference.rows.items()
+    }
+
+    def with_truths(results: Results) -> Results:
+        rows = {key: row.model_copy(update={"truth": truths.get(key)}) for key, row in results.rows.items()}
+        return replace(results, rows=rows)
+
+    return with_truths(reference), with_truths(candidate)
+
+
 def _paired(reference: Results, candidate: Results) -> list[Pair]:
     """Rows of the same key, by image id, or UserError."""
     ours, theirs = reference.header.side, candidate.header.side
@@ -238,7 +273,7 @@ def _paired(reference: Results, candidate: Results) -> list[Pair]:
     return sorted(pairs, key=lambda pair: (pair[0].image_id, pair[0].key))
 
 
-def check_labels(results: Results, contract: Contract) -> None:
+def check_labels(results: Results, contract: Terms) -> None:
     """Raise UserError where a row has a label that the contract does not have."""
     known = set(contract.labels)
     for row in results.rows.values():

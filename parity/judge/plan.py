@@ -203,7 +203,7 @@ def _class_checks(host: Results, ranked: Sequence[str], count: int) -> dict[str,
     found: dict[str, list[str]] = {}
     for key in ranked:
         row = host.rows[key]
-        if row.correct and len(found.setdefault(row.truth, [])) < count:
+        if row.correct and row.truth and len(found.setdefault(row.truth, [])) < count:
             found[row.truth].append(key)
     return {label: tuple(keys) for label, keys in sorted(found.items()) if keys}
 

@@ -42,7 +42,7 @@ def side_scores(results: Results, labels: tuple[str, ...]) -> Side:
         accuracy=correct / len(rows),
         accuracy_low=low,
         accuracy_high=high,
-        macro_f1=sum(f1) / len(f1),
+        macro_f1=sum(f1) / len(f1) if f1 else 0.0,
         unanswered=sum(row.label is None for row in rows),
         per_class=per_class,
         confusion=confusion,

@@ -12,13 +12,14 @@ from typing import Literal
 
 from parity.compare.ladder import Rung
 from parity.judge.audit import Stop
+from parity.judge.causes import Causes
 from parity.results import Header
 from pipeline.contract import Gate
 from pipeline.core.jsonl import Hex
 from pipeline.core.settings import Frozen
 from pipeline.dataset.split import Split
 
-SCHEMA_VERSION: Literal[4] = 4
+SCHEMA_VERSION: Literal[5] = 5
 """Of ``verdict.json``."""
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE", "REFUSED"]
 GateStatus = Literal["green", "red", "undecided", "not measured"]
@@ -50,7 +51,8 @@ class GateResult(Frozen):
 
     stage: str
     """``provenance``, ``runtime``, ``letterbox``, ``decoded``, ``pixels``, ``tiles``, ``tokens``, ``embeddings``,
-    ``logits``, ``generation``, ``answers``, ``accuracy``, ``classes``, ``baseline``; of a phone that is held against
+    ``logits``, ``generation``, ``answers``, ``accuracy``, ``classes``, ``agreement``,
+    ``score``, ``baseline``; of a phone that is held against
     the host by a plan: ``device provenance``, ``device runtime``, ``device pixels``, ``device tokens``,
     ``device logits``, ``device answers``, ``audit``, ``device classes``."""
     rung: Rung | None = None
@@ -109,7 +111,7 @@ class Side(Frozen):
     """Lower end of Wilson's 95 % interval."""
     accuracy_high: float
     macro_f1: float
-    """Mean F1 of the labels that occur as a truth or an answer."""
+    """Mean F1 of the labels that occur as a truth or an answer; 0 where there are none."""
     unanswered: int
     """Answers in which no label was found; they count as wrong."""
     per_class: tuple[ClassScore, ...]
@@ -137,6 +139,9 @@ class Limits(Frozen):
     largest: float
     """S5: largest difference of two logits, standard deviations."""
     largest_each: float
+    answer: float | None = None
+    """S6, of open answers: the mean KL over an answer's tokens, nats."""
+    answer_each: float | None = None
 
 
 class Difference(Frozen):
@@ -165,7 +170,7 @@ class Flip(Frozen):
 
     image_id: str
     key: str
-    truth: str
+    truth: str | None
     reference: str | None
     candidate: str | None
     parted_at: Rung | None
@@ -291,7 +296,7 @@ class Audit(Frozen):
 class Verdict(Frozen):
     """All that is known of two sides; see the module's docstring."""
 
-    schema_version: Literal[4] = SCHEMA_VERSION
+    schema_version: Literal[5] = SCHEMA_VERSION
     status: Status
     exit_code: int
     """0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 REFUSED."""
@@ -307,6 +312,7 @@ class Verdict(Frozen):
     split: Split | None
     """Which of the dataset's images these are; null where the results do not say."""
     labels: tuple[str, ...]
+    """Empty where answers are open. Then an answer is right that has the words expected, or those of the reference."""
     gates: tuple[GateResult, ...]
     """In the order in which a picture becomes an answer."""
     gate: Gate
@@ -327,6 +333,8 @@ class Verdict(Frozen):
     """None where a side has none; values that are not finite are left out."""
     reference: Side
     candidate: Side
+    causes: Causes | None = None
+    """What made the sides part, where a check conformed one to the other."""
     runs: Runs | None = None
     """Where more than one run of the candidate was judged."""
     audit: Audit | None = None

@@ -117,7 +117,14 @@ def steps(verdict: Verdict) -> list[Step]:
         if gate and gate.red and rails == "joined":
             rails = "parting"
         result.append(
-            Step(rung, name, gate, bar(gate) if gate else None, gate.status if gate else "not measured", rails)
+            Step(
+                rung,
+                gate.stage if gate else name,
+                gate,
+                bar(gate) if gate else None,
+                gate.status if gate else "not measured",
+                rails,
+            )
         )
     return result
 

@@ -56,8 +56,14 @@ def _properties(verdict: Verdict) -> Mapping[str, str]:
         "first_bad_stage": verdict.first_bad_stage or "",
         "images": str(verdict.n),
         "split": verdict.split or "unknown",
-        "difference_points": f"{verdict.difference.points:.4f}",
-        "margin_points": f"{verdict.difference.margin_points:g}",
+        **(
+            {
+                "difference_points": f"{verdict.difference.points:.4f}",
+                "margin_points": f"{verdict.difference.margin_points:g}",
+            }
+            if verdict.labels
+            else {"agreement": f"{verdict.agreement:.4f}"}
+        ),
         "other_limits": "; ".join(verdict.overrides),
         "contract_sha256": verdict.reference_header.contract_sha256,
         "dataset_sha256": verdict.reference_header.dataset_sha256,

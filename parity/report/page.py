@@ -7,6 +7,7 @@ without a script is in the HTML: verdict, ladder, statistics, matrices and the f
 
 import base64
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import jinja2
 from parity.compare.ladder import RUNGS, Ladder
 from parity.judge.verdict import Audit, Verdict, display_name
 from parity.report.drawing import axis, scatter, steps
+from parity.report.layers import layer_chart
 from parity.report.pictures import Budget, ImageOf, Pictures, collect, counted
 from parity.report.provenance import provenance
 from parity.report.rows import KINDS, NO_ANSWER, Kind, Pair, columns, pair_up, probabilities
@@ -49,6 +51,7 @@ def render_page(
     if verdict.label_logprobs:
         drifted = verdict.label_logprobs.image_id
         worst += [pair.key for pair in pairs if pair.reference.image_id == drifted]
+    layers = verdict.causes.layers if verdict.causes else ()
     headers = (reference.header, candidate.header)
     budget = budget or Budget()
     pictures = collect(pairs, [*(pair.key for pair in flips), *worst], headers, image_of, budget)
@@ -65,6 +68,9 @@ def render_page(
         unmeasured=[gate for gate in verdict.gates if gate.status == "not measured"],
         **_phone(verdict.audit),
         ladder=ladder,
+        layer_charts=[chart for one in layers if (chart := layer_chart(one))],
+        open_tiles=_open_tiles(verdict, pairs),
+        scored=any(gate.stage == "score" for gate in verdict.gates),
         accuracy_axis=_accuracy_axis(verdict),
         gap_axis=_gap_axis(verdict),
         recall_axis=axis((0.0, 100.0), 4),
@@ -131,7 +137,7 @@ def _environment() -> jinja2.Environment:
         "pct": _percent,
         "sentence": _sentence,
         "points": lambda value: f"{value:+.2f}".replace("-", MINUS),
-        "sig": lambda value: f"{value:.3g}".replace("-", MINUS),
+        "sig": lambda value: "no number" if value is None else f"{value:.3g}".replace("-", MINUS),
         "count": lambda number: f"{number:,}",
         "pvalue": lambda p: f"{p:.3f}" if p >= 0.001 else f"{p:.1e}",
     }
@@ -185,12 +191,14 @@ class _Card:
     bars: list[_LabelBar]
     more: int
     """Labels left out."""
+    common: int = 0
+    """Characters that both answers begin with, up to the word at which they part."""
 
 
 def _card(pair: Pair, verdict: Verdict) -> _Card:
     shares = [probabilities(row, verdict.labels) for row in (pair.reference, pair.candidate)]
     if all(share is None for side in shares for share in side):
-        return _Card(pair, [], 0)
+        return _Card(pair, [], 0, _common(pair.reference.text, pair.candidate.text))
     named = {pair.reference.truth, pair.reference.label, pair.candidate.label}
     order = sorted(
         range(len(verdict.labels)),
@@ -206,6 +214,29 @@ def _card(pair: Pair, verdict: Verdict) -> _Card:
         for i in shown
     ]
     return _Card(pair, bars, len(verdict.labels) - len(shown))
+
+
+def _common(a: str, b: str) -> int:
+    length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a.rfind(" ", 0, length) + 1 if length < max(len(a), len(b)) else length
+
+
+def _open_tiles(verdict: Verdict, pairs: Sequence[Pair]) -> list[tuple[str, str, str]]:
+    """What the page shows first where answers are open: (name, value, note)."""
+    lines = [pair.measured.answer for pair in pairs if pair.measured and pair.measured.answer]
+    equal = sum(pair.kind == "same" for pair in pairs)
+    tiles = [("Equal answers", f"{equal:,}", f"of {len(pairs):,}, to the letter")]
+    if lines:
+        shares = [1 - line.differ / line.steps for line in lines]
+        tokens = sum(line.steps for line in lines)
+        tiles.append(("Tokens agree", _percent(sum(shares) / len(shares)), f"of {tokens:,}, given the answer so far"))
+        kls = sorted(line.kl_mean if line.kl_mean is not None else math.inf for line in lines)
+        limit = verdict.limits.answer if verdict.limits else None
+        allowed = f"nats a token; {limit:.2g} allowed" if limit is not None else "nats a token"
+        tiles.append(("Median KL", f"{kls[len(kls) // 2]:.2g}", allowed))
+    if verdict.causes:
+        tiles.append(("Beyond a limit", f"{verdict.causes.differ:,}", f"of {len(pairs):,} pictures"))
+    return tiles
 
 
 def _phases(verdict: Verdict) -> list[tuple[str, tuple[float | None, float | None], tuple[float, float]]]:

@@ -55,7 +55,9 @@ def provenance(verdict: Verdict) -> list[tuple[str, list[Fact]]]:
         ("Runtime", _table(a.runtime, b.runtime, True)),
         (
             "Prompt",
-            [
+            []
+            if not a.prompt_token_ids and not b.prompt_token_ids  # each picture has its own
+            else [
                 Fact("tokens, pictures included", (str(len(a.prompt_token_ids)), str(len(b.prompt_token_ids))), False),
                 Fact("pictures, (start, length)", (_slots(a.image_slots), _slots(b.image_slots)), False),
                 Fact(f"token ids ({_MINUS}1: a picture)", (_ids(a.prompt_token_ids), _ids(b.prompt_token_ids)), False),

@@ -81,7 +81,7 @@ def probabilities(row: Row, labels: Sequence[str]) -> list[float | None]:
 
 def margin(row: Row) -> float | None:
     """Log-probability of the truth minus that of the best other label, nats: above 0 where the truth is likeliest."""
-    truth = row.label_logprobs.get(row.truth)
+    truth = row.label_logprobs.get(row.truth) if row.truth else None
     others = [value for label, value in row.label_logprobs.items() if label != row.truth and value is not None]
     return truth - max(others) if truth is not None and others else None
 
@@ -129,7 +129,7 @@ def _measured(m: Measured | None) -> list[Any] | None:
     return [
         m.decoded_equal,
         m.pixels_equal,
-        *m.tiles,
+        *(m.tiles or (None, None)),
         m.tiles_bytes,
         _short(m.tiles_bytes_share, 3),
         _short(m.tiles_floats, 3),

@@ -10,18 +10,22 @@ from pydantic import ValidationError
 from parity.compare.ladder import Ladder
 from parity.judge.baseline import BASELINE, read_baseline
 from parity.judge.beside import find_contract, find_ladder
-from parity.judge.goldens import letterbox_gate
-from parity.judge.judge import judge
+from parity.judge.causes import CAUSES, read_causes
+from parity.judge.goldens import checks_of
+from parity.judge.judge import as_judged, judge
 from parity.judge.phone import judge_phone
 from parity.judge.plan import PLAN, read_plan
 from parity.judge.verdict import SCHEMA_VERSION, Verdict
 from parity.results import Results, read_results
+from parity.terms import Terms
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
 
 DEVICE = "device"
 """What a phone's side is called."""
+PHOTOS = "photos.json"
+"""Beside a check's results: key -> where the picture's file is, seen from that folder."""
 HALVES = {"model", "mmproj"}
 """What llama.cpp's side calls the two files of a bundle."""
 
@@ -32,7 +36,7 @@ class Saved:
 
     folder: Path
     verdict: Verdict
-    contract: Contract
+    contract: Terms
     reference: Results
     candidate: Results
     ladder: Ladder | None
@@ -63,22 +67,24 @@ def read_saved(path: Path) -> Saved:
     contract = find_contract(None, path, reference)
     _check_stale(folder, verdict, _judge_again(folder, verdict, contract, reference, candidate, ladder))
     _check_bundle(folder, verdict)
-    return Saved(folder, verdict, contract, reference, candidate, ladder, dataset_images(folder.parent / "dataset"))
+    shown = as_judged(reference, candidate, contract)
+    images = photo_images(folder) if (folder / PHOTOS).exists() else dataset_images(folder.parent / "dataset")
+    return Saved(folder, verdict, contract, *shown, ladder, images)
 
 
 def _judge_again(
-    folder: Path, verdict: Verdict, contract: Contract, reference: Results, candidate: Results, ladder: Ladder | None
+    folder: Path, verdict: Verdict, contract: Terms, reference: Results, candidate: Results, ladder: Ladder | None
 ) -> Verdict:
     """What the files give now, under the limits that the verdict was given under."""
     held = any(gate.stage == "baseline" for gate in verdict.gates)
     baseline = read_baseline(folder / BASELINE) if held else None
-    rest = contract, [letterbox_gate()], ladder, verdict.gate, baseline
-    if "plan" in verdict.evidence:
+    rest = checks_of(contract), ladder, verdict.gate, baseline
+    if "plan" in verdict.evidence and isinstance(contract, Contract):
         side = verdict.audit.device_header.side if verdict.audit else DEVICE
         device = read_results(folder / f"{side}.results.jsonl", unfinished=True)
-        made = judge_phone(reference, candidate, device, read_plan(folder / PLAN), *rest)
+        made = judge_phone(reference, candidate, device, read_plan(folder / PLAN), contract, *rest)
     else:
-        made = judge(reference, candidate, *rest)
+        made = judge(reference, candidate, contract, *rest, read_causes(folder / CAUSES))
     return made.model_copy(update={"runs": verdict.runs})
 
 
@@ -131,6 +137,22 @@ def read_verdict(path: Path) -> Verdict:
         item = error.errors()[0]
         where = ".".join(str(part) for part in item["loc"])
         raise UserError(f"{path} is not a verdict: {where}: {item['msg']}; judge again") from None
+
+
+def photo_images(folder: Path) -> Callable[[str], bytes | None]:
+    """Key -> the bytes of a check's picture; None where its file is gone."""
+    try:
+        places = json.loads((folder / PHOTOS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        places = {}
+
+    def image_of(key: str) -> bytes | None:
+        try:
+            return (folder / places[key]).read_bytes()
+        except (OSError, KeyError, TypeError, ValueError):
+            return None
+
+    return image_of
 
 
 def dataset_images(dataset: Path) -> Callable[[str], bytes | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parity import results
-from parity.judge import verdict
+from parity.judge import causes, verdict
 from parity.judge.verdict import Verdict
 
 SCHEMA = Path(__file__).parent / "verdict.schema.json"
@@ -40,7 +40,7 @@ def verdict_schema() -> dict[str, Any]:
 def _documents() -> dict[str, dict[str, str]]:
     """Class -> field -> the docstring under the field, which Python itself drops."""
     found: dict[str, dict[str, str]] = {}
-    for module in (verdict, results):
+    for module in (verdict, causes, results):
         for node in ast.parse(inspect.getsource(module)).body:
             if not isinstance(node, ast.ClassDef):
                 continue

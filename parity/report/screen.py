@@ -25,6 +25,8 @@ MATRIX_LABELS = 10
 SHOWN_FLIPS = 8
 """Flips listed of each kind; ``verdict.json`` has more."""
 SHOWN_CONFUSIONS = 10
+SHOWN_TEXT = 150
+"""Characters of an open answer."""
 
 _STYLES: dict[Status, str] = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "REFUSED": "magenta"}
 _MARKS: dict[GateStatus, tuple[str, str]] = {
@@ -56,10 +58,14 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
 def _print(verdict: Verdict, console: Console) -> None:
     width = min(console.width, MAX_WIDTH)
     parts: list[RenderableType] = [_headline(verdict), _sides(verdict), _facts(verdict), _gates(verdict)]
+    parts += _causes(verdict)
     parts += _audit(verdict)
     parts += _runs(verdict)
-    parts += _flip_lists(verdict)
-    parts += _matrices(verdict, width) if len(verdict.labels) <= MATRIX_LABELS else _confusions(verdict)
+    if verdict.labels:
+        parts += _flip_lists(verdict)
+        parts += _matrices(verdict, width) if len(verdict.labels) <= MATRIX_LABELS else _confusions(verdict)
+    else:
+        parts += _answers(verdict)
     parts += _next(verdict)
     for part in parts:
         console.print(part, width=width)
@@ -82,9 +88,14 @@ def section(title: str, *parts: RenderableType) -> RenderableType:
 def _headline(verdict: Verdict) -> RenderableType:
     d = verdict.difference
     first = Text.assemble((verdict.status, "bold"), "   ", plain(verdict.headline))
+    equal = round(verdict.agreement * verdict.n)
     second = (
-        f"accuracy {verdict.reference.accuracy:.1%} and {verdict.candidate.accuracy:.1%}, {d.points:+.2f} points"
-        f" ({d.margin_points:g} allowed), {verdict.n} {images_name(verdict)}"
+        f"{equal} of {verdict.n} answers are equal to the letter"
+        if not verdict.labels
+        else (
+            f"accuracy {verdict.reference.accuracy:.1%} and {verdict.candidate.accuracy:.1%}, {d.points:+.2f} points"
+            f" ({d.margin_points:g} allowed), {verdict.n} {images_name(verdict)}"
+        )
     )
     return Panel(Group(first, Text(second)), style=_STYLES[verdict.status], padding=(0, 2))
 
@@ -95,7 +106,7 @@ def _sides(verdict: Verdict) -> RenderableType:
     table.add_column("", min_width=12)
     for side in (a, b):
         table.add_column(Text(_name(side)), justify="right", min_width=14)
-    cells = [_side_cells(side, verdict.n) for side in (a, b)]
+    cells = [_side_cells(side, verdict.n, bool(verdict.labels)) for side in (a, b)]
     for name in cells[0]:
         table.add_row(name, *(column[name] for column in cells))
     phases = dict.fromkeys((*a.ms_median, *b.ms_median))
@@ -105,13 +116,15 @@ def _sides(verdict: Verdict) -> RenderableType:
     return section("Two sides", table)
 
 
-def _side_cells(side: Side, n: int) -> dict[str, str]:
+def _side_cells(side: Side, n: int, labelled: bool) -> dict[str, str]:
     timed = side.images_per_second is not None
-    return {
+    scores = {
         "accuracy": f"{side.accuracy:.2%}",
         "95 % interval": f"{side.accuracy_low:.1%} to {side.accuracy_high:.1%}",
         "right": f"{side.correct} of {n}",
         "macro F1": f"{side.macro_f1:.4f}",
+    }
+    return (scores if labelled else {}) | {
         "no answer": f"{side.unanswered}",
         "images/s": f"{side.images_per_second:.2f}" if timed else "-",
         "seconds": f"{side.seconds:.1f}" if timed else "-",
@@ -121,6 +134,11 @@ def _side_cells(side: Side, n: int) -> dict[str, str]:
 def _facts(verdict: Verdict) -> RenderableType:
     d, flips, equal = verdict.difference, verdict.flips, round(verdict.agreement * verdict.n)
     table = _grid(2)
+    if not verdict.labels:
+        table.add_row("agreement", f"{verdict.agreement:.2%}: {equal} of {verdict.n} answers are equal to the letter")
+        for note in verdict.notes:
+            table.add_row("note", Text(plain(note)))
+        return section(f"{_name(verdict.candidate)} against {_name(verdict.reference)}", table)
     table.add_row(
         "difference",
         f"{d.points:+.2f} points, 95 % interval {d.low:+.2f} to {d.high:+.2f} (Tango), margin {d.margin_points:g}",
@@ -218,6 +236,49 @@ def _runs(verdict: Verdict) -> list[RenderableType]:
     return [section(f"{len(runs.runs)} runs", table, Text(summary))]
 
 
+def _causes(verdict: Verdict) -> list[RenderableType]:
+    causes = verdict.causes
+    if causes is None:
+        return []
+    if not causes.found:
+        return [section("Causes", Text(plain(f"none; {causes.survey}")))] if causes.survey else []
+    table = _grid(3)
+    for cause in causes.found:
+        table.add_row(
+            Text(cause.kind, style="bold"),
+            f"{cause.pictures} of {causes.tried}",
+            Text(plain(f"{cause.detail}\nDo: {cause.fix}").replace("?Do: ", "\nDo: ")),
+        )
+    for one in causes.layers:
+        if one.first is not None:
+            table.add_row("", "", Text(f"{one.half}: the first layer that jumps is {one.first} of {len(one.errors)}"))
+    if causes.survey:
+        table.add_row(Text("survey", style="dim"), "", Text(plain(causes.survey), style="dim"))
+    return [section(f"Causes, found by conforming ({causes.differ} of {verdict.n} pictures are beyond a limit)", table)]
+
+
+def _answers(verdict: Verdict) -> list[RenderableType]:
+    """Open answers that differ, both in full as far as a line or two go."""
+    flips = verdict.flips
+    found = [*flips.right_to_wrong.examples, *flips.wrong_to_right.examples, *flips.wrong_to_other_wrong.examples]
+    count = sum(kind.count for kind in (flips.right_to_wrong, flips.wrong_to_right, flips.wrong_to_other_wrong))
+    if not found:
+        return []
+    table = _grid(2)
+    for flip in found[:SHOWN_FLIPS]:
+        parted = f" (parted at {flip.parted_at} {RUNGS[flip.parted_at]})" if flip.parted_at else ""
+        table.add_row(Text(plain(flip.image_id), style="bold"), Text(parted.strip(), style="dim"))
+        for name, text in ((_name(verdict.reference), flip.reference), (_name(verdict.candidate), flip.candidate)):
+            table.add_row(Text(name, style="dim"), Text(plain(_cut(text or "no answer"))))
+    more = count - len(found[:SHOWN_FLIPS])
+    rest = [Text(f"and {more} more, in report.html", style="dim")] if more > 0 else []
+    return [section(f"Answers that differ ({count})", table, *rest)]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_TEXT else text[: SHOWN_TEXT - 1] + "…"
+
+
 def _flip_lists(verdict: Verdict) -> list[RenderableType]:
     flips = verdict.flips
     kinds = {
@@ -240,7 +301,7 @@ def _flip_table(verdict: Verdict, flips: Flips) -> list[RenderableType]:
 
 def _flip_cells(flip: Flip) -> tuple[str, ...]:
     parted = f"{flip.parted_at} {RUNGS[flip.parted_at]}" if flip.parted_at else "-"
-    return flip.image_id, flip.truth, flip.reference or "no answer", flip.candidate or "no answer", parted
+    return flip.image_id, flip.truth or "-", flip.reference or "no answer", flip.candidate or "no answer", parted
 
 
 def _matrices(verdict: Verdict, width: int) -> list[RenderableType]:

@@ -37,20 +37,28 @@ def summary(verdict: Verdict) -> str:
         lines += [f"- Likely cause: {escape(verdict.cause)}"]
     if verdict.fix:
         lines += [f"- What to do: {escape(verdict.fix)}"]
-    if verdict.status == "INCONCLUSIVE" and gap.needed is not None and not verdict.audit:
+    if verdict.status == "INCONCLUSIVE" and gap.needed is not None and verdict.labels and not verdict.audit:
         lines += [f"- Next run: plan it on {gap.needed:,} images or more (this run: {verdict.n:,})"]
+    scored = [
+        _row("accuracy", [f"{side.accuracy:.2%}" for side in sides]),
+        _row("95 % interval", [f"{side.accuracy_low:.1%} to {side.accuracy_high:.1%}" for side in sides]),
+        _row("macro F1", [f"{side.macro_f1:.4f}" for side in sides]),
+    ]
+    difference = (
+        f"Difference {gap.points:+.2f} points, 95 % interval {gap.low:+.2f} to {gap.high:+.2f}, margin"
+        f" ±{gap.margin_points:g}; {verdict.agreement:.2%} of the answers are the same."
+    )
+    open_difference = f"{verdict.agreement:.2%} of the answers are equal to the letter."
     lines += [
         "",
         f"| {verdict.n:,} {images_name(verdict)} | {escape(ours)} | {escape(theirs)} |",
         "| :-- | --: | --: |",
-        _row("accuracy", [f"{side.accuracy:.2%}" for side in sides]),
-        _row("95 % interval", [f"{side.accuracy_low:.1%} to {side.accuracy_high:.1%}" for side in sides]),
-        _row("macro F1", [f"{side.macro_f1:.4f}" for side in sides]),
+        *(scored if verdict.labels else []),
         _row("images/s", [f"{s.images_per_second:.1f}" if s.images_per_second else _DASH for s in sides]),
         "",
-        f"Difference {gap.points:+.2f} points, 95 % interval {gap.low:+.2f} to {gap.high:+.2f}, margin"
-        f" ±{gap.margin_points:g}; {verdict.agreement:.2%} of the answers are the same.",
+        difference if verdict.labels else open_difference,
         "",
+        *_causes(verdict),
         "| | check | value | limit | floor | |",
         "| :-- | :-- | --: | --: | --: | :-- |",
         *(_gate(gate) for gate in verdict.gates),
@@ -92,6 +100,17 @@ def _gate(gate: GateResult) -> str:
     return f"| {_MARKS[gate.status]} | {escape(name)} | " + " | ".join(numbers) + f" | {escape(gate.detail)} |"
 
 
+def _causes(verdict: Verdict) -> list[str]:
+    if verdict.causes is None or not verdict.causes.found:
+        return []
+    lines = ["| cause | pictures | | what to do |", "| :-- | --: | :-- | :-- |"]
+    lines += [
+        f"| {cause.kind} | {cause.pictures:,} | {escape(cause.detail)} | {escape(cause.fix)} |"
+        for cause in verdict.causes.found
+    ]
+    return [*lines, ""]
+
+
 def _flips(verdict: Verdict, ours: str, theirs: str) -> list[str]:
     flips = verdict.flips
     kinds = {
@@ -117,7 +136,7 @@ def _flips(verdict: Verdict, ours: str, theirs: str) -> list[str]:
 
 def _flip(kind: str, flip: Flip) -> str:
     answers = (flip.reference or "no answer", flip.candidate or "no answer")
-    cells = (flip.image_id, flip.truth, *answers, flip.parted_at or _DASH, kind)
+    cells = (flip.image_id, flip.truth or _DASH, *answers, flip.parted_at or _DASH, kind)
     return "| " + " | ".join(escape(cell) for cell in cells) + " |"
 
 

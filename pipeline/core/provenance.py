@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.files import canonical_json, sha256_bytes, sha256_file
+from pipeline.core.toolchain import other_llama_cpp
 
 PACKAGES = (
     "android-vlm-parity",
@@ -54,14 +55,16 @@ def digest(value: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that determine a result, those not installed left out."""
+    """Versions of the packages that determine a result, those not installed left out; ``llama.cpp`` where another tree
+    than the pinned one runs."""
     found = {}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    other = other_llama_cpp()
+    return found | ({"llama.cpp": other} if other else {})
 
 
 def machine(proc: Path = Path("/proc")) -> dict[str, str]:

@@ -1,10 +1,13 @@
 """The pinned llama.cpp: where its source tree lies, and its ``gguf`` package.
 
 Converter, ``gguf`` package and runtime all come from one archive (llama-cpp-python's source distribution), because each
-changes the file format with the others. ``tools/setup/bootstrap.py`` unpacks it.
+changes the file format with the others. ``tools/setup/bootstrap.py`` unpacks it. Where another llama.cpp is put in its
+place, its converter and its ``gguf`` package come along.
 """
 
 import functools
+import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,11 +20,31 @@ ROOT = Path(__file__).parent.parent.parent
 
 def source_tree() -> Path:
     """The unpacked llama.cpp tree (the folder with ``convert_hf_to_gguf.py``)."""
-    return llama_cpp_source(ROOT)
+    other = other_folder()
+    return other / "llama.cpp" if other else llama_cpp_source(ROOT)
+
+
+def other_folder() -> Path | None:
+    """The folder of another llama.cpp whose bindings Python finds first (``make families LLAMA_CPP=folder`` puts it on
+    PYTHONPATH, tools/setup/native.py makes it); None where they are the pinned ones."""
+    found = importlib.util.find_spec("llama_cpp")
+    if found is None or found.origin is None:
+        return None
+    folder = Path(found.origin).parent.parent
+    return folder if (folder / "source.json").is_file() else None
+
+
+def other_llama_cpp() -> str:
+    """Which other llama.cpp runs: git's name for it, where it is a checkout, and its files' digest; else empty."""
+    folder = other_folder()
+    if folder is None:
+        return ""
+    source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+    return " ".join(part for part in (source["commit"], f"sha256:{source['tree']}") if part)
 
 
 def load_gguf() -> ModuleType:
-    """The ``gguf`` Python package of the pinned tree, never one installed from elsewhere."""
+    """The ``gguf`` Python package of that tree, never one installed from elsewhere."""
     folder = source_tree() / "gguf-py"
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))

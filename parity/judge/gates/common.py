@@ -14,7 +14,7 @@ NO_LADDER = "no ladder was walked: `parity run` writes one beside the results"
 Pair = tuple[Row, Row]
 """Reference and candidate row of one image."""
 
-_RUNG_OF: dict[str, Rung] = {stage: rung for rung, stage in RUNGS.items()}
+_RUNG_OF: dict[str, Rung] = {stage: rung for rung, stage in RUNGS.items()} | {"agreement": "S7"}
 
 
 def result(

@@ -289,4 +289,4 @@ def audit_of(prefix: Prefix, host: Results, device: Results, claim: str) -> Audi
 
 
 def _lost(picture: int, row: Row) -> Lost:
-    return Lost(picture=picture, image_id=row.image_id, key=row.key, truth=row.truth, label=row.label)
+    return Lost(picture=picture, image_id=row.image_id, key=row.key, truth=row.truth or "", label=row.label)

@@ -58,6 +58,7 @@ _LOGITS = _Words(
     ),
 )
 
+_ALONG = replace(_LOGITS, stage="generation", metric="median over the answers of the mean KL of a token")
 _LARGEST = replace(
     _LOGITS, metric="median of the largest logit difference, in standard deviations", unit=" standard deviations"
 )
@@ -120,6 +121,28 @@ def logits(pairs: Sequence[Pair], ladder: Ladder | None, limits: Limits | None, 
         earlier,
     )
     return by_largest if by_largest.red else by_kl
+
+
+def along(ladder: Ladder | None, limits: Limits | None) -> GateResult:
+    """S6 of open answers: the distributions along the reference's own answer, as near as the floor and types allow.
+
+    Equal words do not show it: a padded picture may give the same answer and a KL a thousand times too large.
+    """
+    rows = [row for row in measured_rows(ladder) if row.answer]
+    if not ladder or not limits or limits.answer is None or limits.answer_each is None or not rows:
+        return result("generation", "not measured", NO_LADDER)
+    assert ladder.header.floor.answer_kl is not None  # the limits follow from it
+    parted = sum(row.answer.diverges_at is not None for row in rows if row.answer)
+    largest = max((row.answer.kl_largest or 0.0 for row in rows if row.answer), default=0.0)
+    kls = [math.inf if row.logits_kl is None else row.logits_kl for row in rows]
+    return _distance(
+        _ALONG,
+        [(row.answer.kl_mean, row) for row in rows if row.answer],
+        (limits.answer, limits.answer_each),
+        ladder.header.floor.answer_kl,
+        f"; largest of a token {largest:.2g}; {parted} of {len(rows)} answers part somewhere",
+        earlier="logits" if median(kls) > limits.logits else None,
+    )
 
 
 def _broken_labels(pairs: Sequence[Pair]) -> GateResult | None:

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from parity.compare.ladder import Ladder
-from parity.judge.gates.common import Pair, greatest, named, result
+from parity.compare.ladder import Ladder, Measured
+from parity.judge.gates.common import NO_LADDER, Pair, greatest, measured_rows, named, result
 from parity.judge.verdict import GateResult
 from parity.results import Header, Results
+from parity.terms import Terms, channel_order
 from pipeline.contract import Contract
 from pipeline.core.gguf_types import MATRIX_TYPES, NAMED_AFTER
 
 
-def runtime(theirs: Header, contract: Contract, ladder: Ladder | None = None) -> GateResult:
-    """The candidate's engine is set up as the contract's ``runtime`` has it, and runs files of the types exported.
+def runtime(theirs: Header, terms: Terms, ladder: Ladder | None = None) -> GateResult:
+    """The candidate's engine is set up as the terms' ``runtime`` has it, and runs files of the types exported.
 
     As far as its header says; the types exported stand in the ladder's.
     """
@@ -26,7 +27,7 @@ def runtime(theirs: Header, contract: Contract, ladder: Ladder | None = None) ->
             f"{theirs.side} ran another file than the bundle's, or one that was quantized again",
             f"give {theirs.side} the bundle's own files, or export {found} and judge that",
         )
-    wanted: dict[str, Any] = contract.runtime.model_dump(mode="json", exclude={"n_threads"})
+    wanted: dict[str, Any] = terms.runtime.model_dump(mode="json", exclude={"n_threads", "threads"})
     stated = {key: theirs.runtime[key] for key in wanted if key in theirs.runtime}
     if not stated:
         return result("runtime", "not measured", f"{theirs.side}'s results say nothing of how an engine was set up")
@@ -76,7 +77,7 @@ def _plain(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def pixels(reference: Results, candidate: Results, pairs: Sequence[Pair], contract: Contract) -> GateResult:
+def pixels(reference: Results, candidate: Results, pairs: Sequence[Pair], terms: Terms) -> GateResult:
     """The bytes handed to the two models are equal, image by image, and are the dataset's where that can be told.
 
     A sample's key is the hash of its RGB canvas, so under ``channel_order: rgb`` it is what a model must be given.
@@ -84,7 +85,8 @@ def pixels(reference: Results, candidate: Results, pairs: Sequence[Pair], contra
     stage, n = "pixels", len(pairs)
     names = (reference.header.side, candidate.header.side)
     unequal = [pair for pair in pairs if pair[0].rgb_sha256 != pair[1].rgb_sha256]
-    rgb = contract.image.channel_order == "rgb"
+    # A check's key has the picture's size in it, and perhaps its question.
+    rgb = isinstance(terms, Contract) and channel_order(terms) == "rgb"
     strays = {
         name: [pair for pair in pairs if rgb and pair[index].rgb_sha256 != pair[index].key]
         for index, name in enumerate(names)
@@ -121,6 +123,8 @@ def tokens(ours: Header, theirs: Header, ladder: Ladder | None) -> GateResult:
     """Both sides lay the prompt out as the same token ids with the same picture slots, image by image where known."""
     stage = "tokens"
     a, b = ours.prompt_token_ids, theirs.prompt_token_ids
+    if not a and not b:
+        return _layouts(measured_rows(ladder))
     if len(ours.image_slots) != len(theirs.image_slots):
         return result(
             stage,
@@ -173,6 +177,56 @@ def tokens(ours: Header, theirs: Header, ladder: Ladder | None) -> GateResult:
         "green",
         f"the same {len(a)} tokens with {_pictures(ours.image_slots)}{measured}",
         **(numbers if rows else {}),
+    )
+
+
+def _layouts(rows: Sequence[Measured]) -> GateResult:
+    """Where each row has a layout of its own."""
+    stage = "tokens"
+    if not rows:
+        return result(stage, "not measured", NO_LADDER)
+    unequal = [row for row in rows if not row.tokens_equal or row.positions_equal is False]
+    numbers: dict[str, Any] = {
+        "metric": "images whose prompts differ",
+        "value": float(len(unequal)),
+        "limit": 0.0,
+        "samples": len(rows),
+        "beyond": len(unequal),
+        "worst": greatest([(1.0, row.image_id, row.key) for row in unequal]),
+    }
+    if not unequal:
+        detail = f"the same ids, slots and positions in {len(rows)} of {len(rows)} images"
+        return result(stage, "green", detail, **numbers)
+    where = f"in {len(unequal)} of {len(rows)} images, {named([row.image_id for row in unequal])}"
+    counts = [(row, row.pictures) for row in unequal if row.pictures and row.pictures[0] != row.pictures[1]]
+    if counts:
+        row, (ours, theirs) = counts[0]
+        size = f"{row.size[0]}x{row.size[1]}" if row.size else row.image_id
+        return result(
+            stage,
+            "red",
+            f"{size} takes {ours} positions in Hugging Face and {theirs} in llama.cpp; prompts differ {where}",
+            "the sides resize or cut a picture of that size otherwise, so that it takes other positions",
+            "mend the tiles first; see the causes",
+            **numbers,
+        )
+    texts = [row for row in unequal if not row.tokens_equal]
+    if texts:
+        return result(
+            stage,
+            "red",
+            f"the prompts differ first at position {texts[0].tokens_first} of {texts[0].image_id}; they differ {where}",
+            "the chat template, the text around a picture, the tokenizer or a beginning-of-sequence token differs",
+            "compare the two prompts (under Provenance in the report), and convert from the folder that was trained",
+            **numbers,
+        )
+    return result(
+        stage,
+        "red",
+        f"the same tokens stand at other positions {where}",
+        "the sides count a picture's positions otherwise (M-RoPE)",
+        "see the grid of patches on both sides of the images named",
+        **numbers,
     )
 
 

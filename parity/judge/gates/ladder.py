@@ -7,11 +7,11 @@ from typing import Any
 
 from parity.compare.ladder import Ladder, Measured
 from parity.judge.gates.common import NO_LADDER, Pair, greatest, measured_rows, named, result
-from parity.judge.gates.limits import GENERATION_SHARE, LEAST_FLOATS, tiles_equal
+from parity.judge.gates.limits import GENERATION_SHARE, LEAST_FLOATS, decoded_alike, tiles_equal
 from parity.judge.statistics import wilson
 from parity.judge.verdict import GateResult
 from parity.results import Row
-from pipeline.contract import Contract
+from parity.terms import CheckTerms, Terms
 
 ROUNDING_LEVELS = 2
 """A byte that is at most this far off comes of rounding or of another resampling filter on a smooth picture."""
@@ -26,12 +26,19 @@ def decoded(ladder: Ladder | None) -> GateResult:
     if not own:
         detail = "no side but one decoded the files: both were given the same canvases" if rows else NO_LADDER
         return result("decoded", "not measured", detail)
+    near = [row.decoded_apart for row in own if not row.decoded_equal and row.decoded_apart is not None]
+    good = f"{len(own)} of {len(own)} files were decoded to the same bytes"
+    if near:
+        good = (
+            f"{len(own) - len(near)} of {len(own)} files were decoded to the same bytes, the others within {max(near)}"
+            " levels of 255, as two JPEG decoders round; both sides were given the same"
+        )
     return _equality(
         "decoded",
         own,
-        [row for row in own if not row.decoded_equal],
+        [row for row in own if not decoded_alike(row)],
         "pictures decoded to other bytes",
-        f"{len(own)} of {len(own)} files were decoded to the same bytes",
+        good,
         "a decoder differs: another JPEG library, an ignored orientation tag, colour space or transparency",
         "decode the files named on both sides and compare size and first differing byte; see contract.image",
     )
@@ -54,14 +61,18 @@ def _equality(
     return result(stage, "red", detail, cause, fix, **numbers)
 
 
-def tiles(ladder: Ladder | None, contract: Contract) -> GateResult:
+def tiles(ladder: Ladder | None, terms: Terms) -> GateResult:
     """S2: the vision encoder is given as many pictures, the same bytes, the same floats."""
-    rows = measured_rows(ladder)
-    if not rows:
+    measured = measured_rows(ladder)
+    if not measured:
         return result("tiles", "not measured", NO_LADDER)
+    rows = [row for row in measured if row.tiles is not None]
+    if not rows:
+        return result("tiles", "not measured", "the processor's pixel layout is none of those known here")
     bad = [row for row in rows if not tiles_equal(row)]
-    number = [row for row in bad if row.tiles[0] != row.tiles[1]]
-    shape = [row for row in bad if row not in number and (row.tiles_bytes is None or row.tiles_floats is None)]
+    number = [(row, row.tiles) for row in bad if row.tiles and row.tiles[0] != row.tiles[1]]
+    others = [row for row, _ in number]
+    shape = [row for row in bad if row not in others and (row.tiles_bytes is None or row.tiles_floats is None)]
     other = [row for row in bad if row.tiles_bytes]
     largest = max((row.tiles_bytes or 0 for row in rows), default=0)
     numbers: dict[str, Any] = {
@@ -72,20 +83,48 @@ def tiles(ladder: Ladder | None, contract: Contract) -> GateResult:
         "beyond": len(bad),
         "worst": greatest([(float(row.tiles_bytes or 1), row.image_id, row.key) for row in bad]),
     }
+    if not bad and len(rows) < len(measured):
+        some = named([row.image_id for row in measured if row.tiles is None])
+        detail = (
+            f"the pixel layout of {len(measured) - len(rows)} of {len(measured)} pictures is none known here, {some}"
+        )
+        return result("tiles", "not measured", detail)
     if not bad:
-        detail = f"{rows[0].tiles[0]} pictures, the same bytes and floats, in {len(rows)} of {len(rows)} images"
+        each = _pictures(rows[0].tiles[0]) if len({row.tiles for row in rows}) == 1 and rows[0].tiles else "pictures"
+        detail = f"{each}, the same bytes and floats, in {len(rows)} of {len(rows)} images"
         return result("tiles", "green", detail, **numbers)
     where = f"{len(bad)} of {len(rows)} images, {named([row.image_id for row in bad])}"
     if number:
-        ours, theirs = number[0].tiles
+        first, (ours, theirs) = number[0]
+        if isinstance(terms, CheckTerms):
+            return result(
+                "tiles",
+                "red",
+                f"the reference's encoder is given {_pictures(ours)} of {shown_size(first)}, the candidate's"
+                f" {_pictures(theirs)}, and numbers differ in {len(number)} of {len(rows)} images",
+                "libmtmd cuts pictures of that size into other tiles than the processor does",
+                "feed pictures of a size at which both cut alike, or letterbox first; see the causes",
+                **numbers,
+            )
         return result(
             "tiles",
             "red",
             f"the reference's encoder is given {_pictures(ours)}, the candidate's {_pictures(theirs)}, in"
             f" {len(number)} of {len(rows)} images",
-            f"libmtmd made {_plan(theirs)}, Hugging Face {_plan(ours)}, and the contract has {contract.tiling}",
+            f"libmtmd made {_plan(theirs)}, Hugging Face {_plan(ours)}, and the contract has {terms.tiling}",
             "set contract.tiling to the plan that the app runs and train with it, or export with a preproc_image_size"
             " that gives the contract's plan",
+            **numbers,
+        )
+    if shape and isinstance(terms, CheckTerms):
+        sizes = shape[0].tile_sizes or ((0, 0), (0, 0))
+        return result(
+            "tiles",
+            "red",
+            f"{shown_size(shape[0])} becomes {sizes[0][0]}x{sizes[0][1]} in Hugging Face and"
+            f" {sizes[1][0]}x{sizes[1][1]} in libmtmd; sizes differ in {where}",
+            "libmtmd resizes to another size than the processor: other rounding, or other limits",
+            "feed pictures of a size that both take as it is, or give the processor's limits to llama.cpp",
             **numbers,
         )
     if shape:
@@ -109,6 +148,9 @@ def tiles(ladder: Ladder | None, contract: Contract) -> GateResult:
         elif share <= SWAPPED_SHARE:
             cause = "up to two bytes of three differ much, as with red and blue swapped on the way to the encoder"
             fix = "hand libmtmd R, G, B bytes, or set contract.image.channel_order to what the app does and train"
+        elif isinstance(terms, CheckTerms):
+            cause = "nearly all bytes differ much: the one side stretches a picture where the other pads or crops it"
+            fix = "feed pictures that need no change of shape, or letterbox first; see the causes"
         else:
             cause = "nearly all bytes differ much: another crop, offset or size of the picture inside its tile"
             fix = "save both sides' tiles of the images named and compare them; see the tile plan and the padding"
@@ -124,6 +166,11 @@ def tiles(ladder: Ladder | None, contract: Contract) -> GateResult:
         "compare clip.vision.image_mean and image_std in the mmproj with preprocessor_config.json, and export again",
         **numbers,
     )
+
+
+def shown_size(row: Measured) -> str:
+    """``1280x720``"""
+    return f"{row.size[0]}x{row.size[1]}" if row.size else row.image_id
 
 
 def _pictures(count: int) -> str:

@@ -12,9 +12,9 @@ from parity.compare.ladder import Ladder, Measured
 from parity.judge.gates.common import Pair, named, result, short
 from parity.judge.verdict import GateResult
 from parity.results import Header, Results, Row, label_kl
-from pipeline.contract import Contract
+from parity.terms import CheckTerms, Terms, cache_types, channel_order
 
-LLAMA_KEYS = ("llama-cpp-python", "llama_commit")
+LLAMA_KEYS = ("llama-cpp-python", "llama_commit", "llama.cpp")
 """The versions that say which llama.cpp a side knows."""
 ORDER = ("hf", "llamacpp")
 """Sides from the trained model on; any other side comes behind them. A reference stands before what it judges."""
@@ -46,7 +46,7 @@ class Case:
 
     reference: Results
     candidate: Results
-    contract: Contract
+    terms: Terms
     pairs: Sequence[Pair]
     ladder: Ladder | None
 
@@ -63,7 +63,7 @@ def provenance(case: Case) -> GateResult:
         if found := check(case):
             return result("provenance", "red", found.detail, found.cause, found.fix)
     ours, theirs = case.headers
-    same = [f"contract {short(case.contract.digest)}", f"dataset {short(ours.dataset_sha256)}"]
+    same = [f"contract {short(case.terms.digest)}", f"dataset {short(ours.dataset_sha256)}"]
     same += [f"weights {short(ours.weights_sha256)}"] if ours.weights_sha256 else []
     stated = ours.versions.keys() & theirs.versions.keys()
     same += [f"{key} {ours.versions[key]}" for key in LLAMA_KEYS if key in stated]
@@ -97,10 +97,10 @@ def _different_sides(case: Case) -> Finding | None:
 def _same_inputs(case: Case) -> Finding | None:
     ours, theirs = case.headers
     for side in (ours, theirs):
-        if side.contract_sha256 != case.contract.digest:
+        if side.contract_sha256 != case.terms.digest:
             return Finding(
                 f"{side.side} ran under contract {short(side.contract_sha256)}, the one given is"
-                f" {short(case.contract.digest)}",
+                f" {short(case.terms.digest)}",
                 "the contract was changed after that side had run, or the wrong contract was given",
                 f"run {side.side} again under this contract, or judge with the contract it ran under",
             )
@@ -121,15 +121,19 @@ def _same_inputs(case: Case) -> Finding | None:
 
 def _stated(case: Case) -> Finding | None:
     """What nobody says cannot be compared, and must not count as equal."""
-    for side in case.headers:
+    # A pair from somewhere else does not say which weights it was made from, and each picture has its own prompt.
+    any_pair = isinstance(case.terms, CheckTerms)
+    for results in (case.reference, case.candidate):
+        side = results.header
+        layouts = any_pair and all(_laid_out(row) for row in results.rows.values())
         missing = {
             "which files it ran (model)": not side.model,
-            "which trained weights its files were made from (weights_sha256)": not side.weights_sha256,
+            "which trained weights its files were made from (weights_sha256)": not side.weights_sha256 and not any_pair,
             "the versions of what ran (versions)": not side.versions,
             "how its engine was set up (runtime)": not side.runtime,
-            "the prompt that it was given (prompt_token_ids)": not side.prompt_token_ids,
-            "where in the prompt the picture stands (image_slots)": not side.image_slots,
-            "any text of its prompt (prompt_token_ids)": set(side.prompt_token_ids) <= {-1},
+            "the prompt that it was given (prompt_token_ids)": not side.prompt_token_ids and not layouts,
+            "where in the prompt the picture stands (image_slots)": not side.image_slots and not layouts,
+            "any text of its prompt (prompt_token_ids)": set(side.prompt_token_ids) <= {-1} and not layouts,
             "which llama.cpp ran (versions)": side.engine == "llama.cpp" and not side.versions.keys() & set(LLAMA_KEYS),
         }
         for what, lacks in missing.items():
@@ -152,7 +156,7 @@ def _stated(case: Case) -> Finding | None:
 
 def _as_fed(case: Case) -> Finding | None:
     """A side that states another channel order than the contract's was given other bytes, so the canvases differ."""
-    order = case.contract.image.channel_order
+    order = channel_order(case.terms)
     if any(a.rgb_sha256 != b.rgb_sha256 for a, b in case.pairs):
         return None  # the gate `pixels` has more to say
     for side in case.headers:
@@ -168,7 +172,8 @@ def _as_fed(case: Case) -> Finding | None:
 
 def _same_weights(case: Case) -> Finding | None:
     ours, theirs = case.headers
-    if ours.weights_sha256 != theirs.weights_sha256:
+    known = ours.weights_sha256 and theirs.weights_sha256
+    if ours.weights_sha256 != theirs.weights_sha256 and (known or not isinstance(case.terms, CheckTerms)):
         return Finding(
             f"{ours.side}'s files were made from weights {short(ours.weights_sha256 or '')}, {theirs.side}'s from"
             f" {short(theirs.weights_sha256 or '')}",
@@ -190,7 +195,8 @@ def _own_images(case: Case) -> Finding | None:
     """A dataset has each picture once, under one id. The candidate may be fed one picture for all: that is for `pixels`
     to say."""
     side = case.reference
-    for what in ("rgb_sha256", "image_id"):
+    # One picture may be asked several questions.
+    for what in ("image_id",) if isinstance(case.terms, CheckTerms) else ("rgb_sha256", "image_id"):
         seen: dict[str, Row] = {}
         for row in side.rows.values():
             first = seen.setdefault(getattr(row, what), row)
@@ -206,7 +212,7 @@ def _own_images(case: Case) -> Finding | None:
 
 def _possible(case: Case) -> Finding | None:
     """The labels' answers exclude one another under ``contains``, so their probabilities sum to 1 at most."""
-    if case.contract.answer_rule != "contains":
+    if case.terms.answer_rule != "contains":
         return None
     for side in (case.reference, case.candidate):
         for row in side.rows.values():
@@ -228,7 +234,8 @@ def _copied(case: Case) -> Finding | None:
     copies = [
         a.image_id
         for a, b in case.pairs
-        if len(set(a.label_logprobs.values()) - {None, 0.0}) > 1 and a.label_logprobs == b.label_logprobs
+        if (len(set(a.label_logprobs.values()) - {None, 0.0}) > 1 and a.label_logprobs == b.label_logprobs)
+        or (len({logit for _, logit in a.top_logits} - {None}) > 1 and a.top_logits == b.top_logits)
     ]
     if not copies:
         return None
@@ -260,7 +267,7 @@ def _contradictions(case: Case, ladder: Ladder) -> Iterator[str]:
         yield f"it is of contract {short(header.contract_sha256)}, they of {short(ours.contract_sha256)}"
     if header.dataset_sha256 != ours.dataset_sha256:
         yield f"it is of dataset {short(header.dataset_sha256)}, they of {short(ours.dataset_sha256)}"
-    cache = f"{case.contract.runtime.type_k}/{case.contract.runtime.type_v}"
+    cache = cache_types(case.terms)
     if header.kv_type != cache:
         yield f"it is of a KV cache of {header.kv_type}, and the contract has {cache}"
     for name, widest in WIDEST_FLOOR.items():
@@ -272,7 +279,7 @@ def _contradictions(case: Case, ladder: Ladder) -> Iterator[str]:
         yield f"it has no line of {len(lost)} of {len(case.pairs)} images, {named(lost)}"
     slots = tuple(len(side.image_slots) for side in case.headers)
     for line in ladder.rows.values():
-        if line.tiles[0] == line.tiles[1] and line.tiles != slots:
+        if line.tiles and slots != (0, 0) and line.tiles[0] == line.tiles[1] and line.tiles != slots:
             yield f"it has {line.tiles} pictures of {line.image_id}, and the prompts have slots for {slots}"
     for a, b in case.pairs:
         if wrong := _line_wrong(a, b, ladder.rows[a.key]):
@@ -291,6 +298,10 @@ def _line_wrong(a: Row, b: Row, line: Measured) -> str | None:
         "tiles_bytes_share": (line.tiles_bytes_share is None, line.tiles_bytes is None),
         "logits_kl_labels": (line.logits_kl_labels is None, kl is None),
     }
+    if a.layout and b.layout:
+        said["pictures"] = (line.pictures, (_positions(a), _positions(b)))
+    if line.answer:
+        said["answer"] = (line.answer.diverges_at is None, a.generated_token_ids == b.generated_token_ids)
     for name, (stated, given) in said.items():
         if stated != given:
             return f"{name} of {a.image_id} is {getattr(line, name)!r} there"
@@ -300,6 +311,16 @@ def _line_wrong(a: Row, b: Row, line: Measured) -> str | None:
     if kl is not None and stated_kl is not None and abs(stated_kl - kl) > LEAST_KL + KL_TOLERANCE * kl:
         return f"logits_kl_labels of {a.image_id} is {stated_kl:.3g} there, and the rows give {kl:.3g}"
     return None
+
+
+def _positions(row: Row) -> int:
+    """That a picture's embeddings take in a row's own prompt."""
+    return sum(part for part in row.layout or () if isinstance(part, int))
+
+
+def _laid_out(row: Row) -> bool:
+    """Whether a row's own prompt has text and a picture."""
+    return {type(part) for part in row.layout or ()} == {int, tuple}
 
 
 CHECKS: tuple[Callable[[Case], Finding | None], ...] = (

@@ -12,13 +12,14 @@ from parity.judge.gates.limits import LEAST_EMBEDDINGS, LEAST_KL
 from parity.judge.statistics import tango, wilson
 from parity.judge.verdict import Difference, GateResult, display_name
 from parity.results import Results
-from pipeline.contract import Contract, Gate
+from parity.terms import Terms
+from pipeline.contract import Gate
 from pipeline.core.errors import UserError
 
 _LEAST = {"embeddings": LEAST_EMBEDDINGS, "logits": LEAST_KL}
 
 
-def answers(reference: Results, candidate: Results, contract: Contract) -> GateResult:
+def answers(reference: Results, candidate: Results, contract: Terms) -> GateResult:
     """Each side's label is what the contract's answer rule reads out of its text."""
     stage = "answers"
     for results in (reference, candidate):
@@ -130,7 +131,7 @@ def _why_inaccurate(reference: Results, candidate: Results, pairs: Sequence[Pair
     )
 
 
-def classes(pairs: Sequence[Pair], contract: Contract, gate: Gate) -> GateResult:
+def classes(pairs: Sequence[Pair], contract: Terms, gate: Gate) -> GateResult:
     """No label's recall is surely worse by the class margin, and the candidate's recalls reach their floors.
 
     Red against the reference only where the whole of Tango's 95 % interval is beyond the margin: 40 labels tried at

@@ -304,7 +304,7 @@ def test_report_refuses_what_is_not_one_run(fail: Reported, tmp_path: Path) -> N
     for content, words in (
         ("{", "not valid JSON"),
         ('{"schema_version": 2}', "version 2"),
-        ('{"schema_version": 4}', "status"),
+        ('{"schema_version": 5}', "status"),
         ("[" * 100_000, "not valid JSON"),
     ):
         (run / "parity" / "verdict.json").write_text(content)

@@ -111,7 +111,7 @@ def libmtmd_layout(side: LlamaCppPredictor, contract: Contract) -> tuple[list[in
     ids: list[int] = []
     slots: list[tuple[int, int]] = []
     size = contract.image.size
-    with Chunks(side._mtmd, np.zeros((size, size, 3), np.uint8), contract) as chunks:
+    with Chunks(side._mtmd, np.zeros((size, size, 3), np.uint8), contract.prompt, contract.add_bos) as chunks:
         for chunk in chunks:
             tokens = chunk_tokens(chunk)
             if tokens is None:
@@ -269,7 +269,7 @@ def libmtmd_pixels(side: LlamaCppPredictor, mmproj: Path, contract: Contract, ca
     settings.use_gpu = settings.warmup = settings.print_timings = False
     settings.cb_eval = look
     context = mtmd_cpp.mtmd_init_from_file(str(mmproj).encode(), side._model, settings)
-    with Chunks(context, canvas, contract) as chunks:
+    with Chunks(context, canvas, contract.prompt, contract.add_bos) as chunks:
         for chunk in chunks:
             if chunk_tokens(chunk) is None:
                 assert mtmd_cpp.mtmd_encode_chunk(context, chunk) == 0
