@@ -1,12 +1,13 @@
 """The command ``parity``: run both sides, judge saved results. Thin: parses, calls, prints."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from parity import commands
+from parity.commands import ContractFile, LadderFile, tell_github
 from pipeline.cli import RUNS, Assignments, Quiet, RecipePath, Runs, open_build, run_app
 
 if TYPE_CHECKING:
@@ -109,16 +110,6 @@ def llamacpp(
         typer.echo(job.answer("llamacpp"))
 
 
-ContractFile = Annotated[
-    Path | None,
-    typer.Option("--contract", help="Contract file; by default the one REFERENCE ran under, if beside it."),
-]
-LadderFile = Annotated[
-    Path | None,
-    typer.Option("--ladder", help="Ladder of the two; by default ladder.jsonl beside REFERENCE, if theirs."),
-]
-
-
 @app.command(help="Judge saved results files; no model is loaded. Several candidates are several runs of one.")
 def judge(
     reference: Annotated[Path, typer.Argument(help="Results of the side that is right by definition (hf).")],
@@ -144,8 +135,8 @@ def judge(
     from rich.console import Console
 
     from parity.judge.baseline import read_baseline
-    from parity.judge.beside import find_contract, find_ladder
-    from parity.judge.goldens import letterbox_gate
+    from parity.judge.beside import find_app_contract, find_contract, find_ladder
+    from parity.judge.goldens import checks_of
     from parity.judge.judge import judge_runs, write_verdict
     from parity.judge.phone import judge_phone
     from parity.judge.plan import read_plan_for
@@ -166,65 +157,15 @@ def judge(
     past = read_baseline(baseline) if baseline else None
     if planned:
         (_, host), (_, device) = theirs
-        verdict = judge_phone(ours, host, device, planned, meant, [letterbox_gate()], walked, limits, past)
+        app = find_app_contract(contract, reference, ours)
+        verdict = judge_phone(ours, host, device, planned, app, checks_of(app), walked, limits, past)
     else:
-        verdict = judge_runs(ours, theirs, meant, [letterbox_gate()], walked, limits, past)
+        verdict = judge_runs(ours, theirs, meant, checks_of(meant), walked, limits, past)
     if out:
         write_verdict(verdict, out)
     print_verdict(verdict, Console())
     tell_github(verdict)
     sys.exit(verdict.exit_code)
-
-
-@app.command(
-    help="Plan how few images a phone has to answer, before its first: writes plan.json, prints the PASS line."
-)
-def plan(
-    reference: Annotated[Path, typer.Argument(help="Results of the side that is right by definition (hf).")],
-    host: Annotated[Path, typer.Argument(help="Results of the GGUFs under llama.cpp on this machine, all images.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The file to write; by default plan.json beside HOST.", show_default=False)
-    ] = None,
-    contract: ContractFile = None,
-    ladder: LadderFile = None,
-    margin: Annotated[
-        float | None, typer.Option(help="Percentage points in place of the contract's gate.margin_points.")
-    ] = None,
-    census: Annotated[int, typer.Option(help="Always answer so many images with the host's smallest margins.")] = 0,
-    class_checks: Annotated[
-        int, typer.Option(help="Always answer so many images of each class; they can only turn red.")
-    ] = 5,
-    block: Annotated[
-        int, typer.Option(help="So many images of all kinds come first: an early FAIL is tried on them.")
-    ] = 30,
-    budget: Annotated[
-        int | None, typer.Option(help="Images that the phone answers at most; by default all that can count.")
-    ] = None,
-    seed: Annotated[
-        str | None, typer.Option(help="64 hex digits, to make a plan again; the verdict then says so.")
-    ] = None,
-) -> None:
-    from rich.console import Console
-
-    from parity.judge.beside import find_contract, find_ladder
-    from parity.judge.goldens import letterbox_gate
-    from parity.judge.phone import draw_plan
-    from parity.judge.plan import PLAN, Wishes, write_plan
-    from parity.report.planned import print_plan
-    from parity.results import read_results
-    from pipeline.core.settings import validate
-
-    path = out or host.parent / PLAN
-    ours, theirs = read_results(reference), read_results(host)
-    meant = find_contract(contract, reference, ours)
-    asked = {"census": census, "class_checks": class_checks, "block": block, "budget": budget}
-    asked["margin_points"] = meant.gate.margin_points if margin is None else margin  # type: ignore[assignment]
-    wishes = validate(Wishes, asked, "the plan asked for")
-    walked = find_ladder(ladder, reference, ours, [theirs])
-    places = [path.parent, host.parent]
-    made = draw_plan(ours, theirs, meant, wishes, places, [letterbox_gate()], walked, seed)
-    write_plan(made, path)
-    print_plan(made, path, Console())
 
 
 @app.command(help="Compare two results files of any sides or runs. Exit code 1 where an answer differs.")
@@ -256,14 +197,16 @@ def baseline(
 ) -> None:
     from parity.judge.baseline import make_baseline, write_baseline
     from parity.judge.beside import find_contract, find_ladder
-    from parity.judge.goldens import letterbox_gate
+    from parity.judge.goldens import checks_of
+    from parity.judge.judge import as_judged
     from parity.judge.judge import judge as judge_results
     from parity.results import read_results
 
     ours, theirs = read_results(reference), read_results(candidate)
     walked = find_ladder(ladder, reference, ours, [theirs])
-    verdict = judge_results(ours, theirs, find_contract(contract, reference, ours), [letterbox_gate()], walked)
-    write_baseline(make_baseline(verdict, theirs), out)
+    meant = find_contract(contract, reference, ours)
+    verdict = judge_results(ours, theirs, meant, checks_of(meant), walked)
+    write_baseline(make_baseline(verdict, as_judged(ours, theirs, meant)[1]), out)
     typer.echo(
         f"{out}: {theirs.header.side}, {verdict.candidate.accuracy:.2%} right of {verdict.n} images, {verdict.status}"
     )
@@ -403,19 +346,15 @@ def ship(
     _end(variant, verdict)
 
 
-def tell_github(verdict: "Verdict") -> None:
-    """Inside a GitHub workflow: print the verdict's annotations and append to the job's summary."""
-    if os.environ.get("GITHUB_ACTIONS") != "true":
-        return
-    from parity.report.summary import annotations, summary
-
-    typer.echo(annotations(verdict), nl=False)
-    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
-        try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(summary(verdict))
-        except OSError as error:  # the verdict stands all the same
-            typer.echo(f"note: GITHUB_STEP_SUMMARY {path} cannot be written: {error.strerror}", err=True)
+app.command(help="Any pair: judge two GGUFs by their Hugging Face model, on any pictures. Needs no recipe.")(
+    commands.check
+)
+app.command(
+    help="Plan how few images a phone has to answer, before its first: writes plan.json, prints the PASS line."
+)(commands.plan)
+app.command(help="Tiny models of many families, made, converted, checked: is each as docs/families.json expects?")(
+    commands.families
+)
 
 
 def main() -> None:

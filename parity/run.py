@@ -22,7 +22,7 @@ from parity.engines import OpenSide, SideName
 from parity.engines.probe import files_made
 from parity.engines.sides import Sides
 from parity.judge.baseline import BASELINE, Baseline, write_baseline
-from parity.judge.goldens import letterbox_gate
+from parity.judge.goldens import checks_of
 from parity.judge.judge import judge, write_verdict
 from parity.judge.verdict import Verdict
 from parity.results import Results, read_results
@@ -205,7 +205,7 @@ class Run:
         reference, candidate = (self._read(self.folder / name) for name in FILES.values())
         ladder = read_ladder(self.folder / LADDER) if with_ladder else None
         self._evaluate(reference)
-        verdict = judge(reference, candidate, self.contract, [letterbox_gate()], ladder, baseline=baseline)
+        verdict = judge(reference, candidate, self.contract, checks_of(self.contract), ladder, baseline=baseline)
         if baseline:
             write_baseline(baseline, self.folder / BASELINE)
         write_verdict(verdict, self.folder / "verdict.json")
@@ -227,7 +227,7 @@ class Run:
         """Score the reference side alone; written into ``evaluation/``."""
         paths = {sample.key: sample.record.image_path for sample in self.samples}
         answers = [
-            Answer(image_id=row.image_id, image_path=paths[key], truth=row.truth, label=row.label, text=row.text)
+            Answer(image_id=row.image_id, image_path=paths[key], truth=row.truth or "", label=row.label, text=row.text)
             for key, row in reference.rows.items()
         ]
         scores = evaluate(answers, self.contract.labels, self.samples[0].split)

@@ -131,7 +131,9 @@ def compare(a: Results, b: Results, names: tuple[str, str] = ("A", "B")) -> Comp
         low=100 * low,
         high=100 * high,
         mcnemar_p=mcnemar_exact(gained, lost),
-        changes=tuple(Change(image_id=y.image_id, key=y.key, truth=y.truth, a=x.label, b=y.label) for x, y in changed),
+        changes=tuple(
+            Change(image_id=y.image_id, key=y.key, truth=y.truth or "", a=x.label, b=y.label) for x, y in changed
+        ),
         other_text=_ids([pair for pair in equal if pair[0].generated_token_ids != pair[1].generated_token_ids]),
         other_pixels=_ids([pair for pair in pairs if pair[0].rgb_sha256 != pair[1].rgb_sha256]),
         label_logprobs=drift(pairs),

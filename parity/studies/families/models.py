@@ -31,6 +31,8 @@ class Family:
     """Writes its tiny model into a folder."""
     note: str = ""
     """Known limits of transformers, the converter or llama.cpp with it, in words."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Width and height of pictures beside the suite's, for a fault that others hide."""
 
 
 FURTHER_TOKENS = ("qwen3_5", "minicpmv4_6")
@@ -82,6 +84,7 @@ FAMILIES: dict[str, Family] = {
             "libmtmd cuts pictures into other tiles than transformers, and adds the vision half's table of positions"
             " one row off; of the names that transformers saves the converter makes a vision half without a tensor, so"
             " those of Intern-S1 are written",
+            sizes=((224, 224),),  # one tile: whatever grid
         ),
         Family(
             "pixtral",
@@ -112,13 +115,12 @@ def make_family(name: str, folder: Path) -> None:
 
 
 def convert_family(
-    folder: Path, out: Path, text_type: TextType = "F32", mmproj_type: MmprojType = "F32"
+    folder: Path, out: Path, text_type: TextType = "F32", mmproj_type: MmprojType = "F32", mend: bool = True
 ) -> tuple[Path, Path]:
-    """The text half and the vision half of a model folder as GGUF files in ``out``, by the pinned converter.
+    """The text half and the vision half of a model folder as GGUF files in ``out``, by llama.cpp's converter.
 
-    Heads that predict further tokens are left out: nothing of them is compared. Pixtral's vision half gets the
-    embedding of its line break, which the pinned converter loses and llama.cpp insists upon (llama.cpp's issues 24235
-    and 22901). Raises UserError with the converter's last words where it refuses the model, and where it writes a
+    Heads that predict further tokens are left out: nothing of them is compared. ``mend``: see :func:`lost_tensor`.
+    Raises UserError with the converter's last words where it refuses the model, and where it writes a
     vision half without a tensor and says nothing.
     """
     name, nothing = folder.name, dict[str, Any]()
@@ -140,9 +142,20 @@ def convert_family(
             f"llama.cpp's converter wrote a vision half without a tensor for {folder}, whose tensors have names that it"
             " passes over: give the checkpoint as it stands on the hub, or its GGUF files"
         )
-    if config.get("vision_config", {}).get("model_type") == "pixtral":
-        _add_line_break(folder, mmproj)
+    if mend and lost_tensor(folder, mmproj):
+        add_line_break(folder, mmproj)
     return text, mmproj
+
+
+def lost_tensor(folder: Path, mmproj: Path) -> str:
+    """The tensor that the converter lost of a model folder's vision half and llama.cpp insists upon; empty where none.
+
+    That is the embedding of Pixtral's line break (llama.cpp's issues 24235 and 22901).
+    """
+    if read_object(folder / "config.json").get("vision_config", {}).get("model_type") != "pixtral":
+        return ""
+    there = {tensor.name for tensor in load_gguf().GGUFReader(mmproj).tensors}
+    return "" if LINE_BREAK in there else LINE_BREAK
 
 
 @contextmanager
@@ -161,7 +174,7 @@ def _as_smollm2(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
         yield Path(place)
 
 
-def _add_line_break(folder: Path, mmproj: Path) -> None:
+def add_line_break(folder: Path, mmproj: Path) -> None:
     """Put the row ``[IMG_BREAK]`` of the token table into a vision half, as the converter's llava.py means to."""
     from safetensors import safe_open
 

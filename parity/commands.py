@@ -1,0 +1,190 @@
+"""Commands of ``parity`` that need no recipe: any pair, a phone's plan, the families. Thin: parse, call, print.
+
+:mod:`parity.cli` registers them.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import RUNS, Quiet
+
+if TYPE_CHECKING:
+    from parity.judge.verdict import Verdict
+
+ContractFile = Annotated[
+    Path | None,
+    typer.Option("--contract", help="Contract file; by default the one REFERENCE ran under, if beside it."),
+]
+LadderFile = Annotated[
+    Path | None,
+    typer.Option("--ladder", help="Ladder of the two; by default ladder.jsonl beside REFERENCE, if theirs."),
+]
+
+
+def check(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hugging Face model: folder, or hub id.", show_default=False)
+    ],
+    places: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="TEXT MMPROJ PHOTOS",
+            help="GGUF of the language half, GGUF of the vision half (neither with --hf), and the pictures: a folder,"
+            " class folders, or a table (labels.json, CSV, JSON lines).",
+            show_default=False,
+        ),
+    ],
+    hf: Annotated[str | None, typer.Option("--hf", "-hf", help="Both GGUFs from the hub: owner/name:Q8_0.")] = None,
+    labels: Annotated[str, typer.Option(help="Classes, commas between them; without, answers are open.")] = "",
+    answers: Annotated[str | None, typer.Option(help="Column of the table with the answer expected.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What scores them: exact_match, or module:function.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The question; {column} takes a picture's own value.")] = None,
+    raw: Annotated[bool, typer.Option(help="Send it as it is, <__media__> for the picture.")] = False,
+    contract: Annotated[Path | None, typer.Option(help="An app's: letterbox, prompt, labels, runtime.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="LoRA adapter that is not merged into MODEL.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", "-n", min=1, help="Of an answer.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many pictures, evenly over all.")] = None,
+    ctx: Annotated[int | None, typer.Option("--ctx-size", "-c", min=0, help="Context; by default as needed.")] = None,
+    cache_type_k: Annotated[str | None, typer.Option("--cache-type-k", "-ctk", help="f16, q8_0, q4_0, ...")] = None,
+    cache_type_v: Annotated[str | None, typer.Option("--cache-type-v", "-ctv", help="f16, q8_0, q4_0, ...")] = None,
+    flash_attn: Annotated[str | None, typer.Option("--flash-attn", "-fa", help="auto, on or off.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Of llama.cpp.")] = None,
+    image_min_tokens: Annotated[int | None, typer.Option(min=1, help="Least tokens of a picture.")] = None,
+    image_max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a picture.")] = None,
+    margin: Annotated[float | None, typer.Option(help="Points that accuracies or scores may differ by; 3.")] = None,
+    noise_factor: Annotated[float | None, typer.Option(help="Factor on the measured limits; 1.")] = None,
+    agreement: Annotated[float | None, typer.Option(help="Share of the answers' tokens to agree; 0.95.")] = None,
+    layers: Annotated[bool, typer.Option(help="Where a half differs, compare its layers: which parts first.")] = False,
+    baseline: Annotated[Path | None, typer.Option(help="Fail where this check is worse than this baseline.")] = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Divide the pictures; alone, put the shards together and judge.")
+    ] = None,
+    shard: Annotated[int | None, typer.Option(min=1, help="With --shards: do this one alone, 1 to N.")] = None,
+    low_memory: Annotated[bool, typer.Option(help="One model at a time in memory; slower.")] = False,
+    gpu: Annotated[bool, typer.Option(help="Compute on the GPU, both sides.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder to write into; by default runs/check-<model>.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    from rich.console import Console
+
+    from parity.pairs.check import check_job
+    from parity.pairs.hub import fetch_pair
+    from parity.report.screen import print_verdict
+
+    wanted = ["PHOTOS"] if hf else ["TEXT", "MMPROJ", "PHOTOS"]
+    if len(places) != len(wanted):
+        raise typer.BadParameter(f"behind MODEL come {', '.join(wanted)}", param_hint="TEXT MMPROJ PHOTOS")
+    text, mmproj, photos = places if hf is None else (*fetch_pair(hf), places[0])
+    names = tuple(name.strip() for name in labels.split(",")) if labels else ()
+    folder = out or RUNS / f"check-{Path(model).name}"
+    verdict = check_job(
+        model, text, mmproj, photos, labels=names, answers=answers, metric=metric, prompt=prompt, raw=raw,
+        contract=contract, adapter=adapter, max_new_tokens=max_new_tokens, limit=limit, out=folder, layers=layers,
+        baseline=baseline, shards=shards, shard=shard, low_memory=low_memory, gpu=gpu, quiet=quiet, margin=margin,
+        noise_factor=noise_factor, agreement=agreement, ctx=ctx, type_k=cache_type_k, type_v=cache_type_v,
+        flash_attn=flash_attn, threads=threads, image_min_tokens=image_min_tokens, image_max_tokens=image_max_tokens,
+    )  # fmt: skip
+    if verdict is None:
+        return
+    print_verdict(verdict, Console(soft_wrap=False))
+    tell_github(verdict)
+    if not quiet:
+        typer.echo(f"report     {folder / 'report.html'}")
+    sys.exit(verdict.exit_code)
+
+
+def plan(
+    reference: Annotated[Path, typer.Argument(help="Results of the side that is right by definition (hf).")],
+    host: Annotated[Path, typer.Argument(help="Results of the GGUFs under llama.cpp on this machine, all images.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; by default plan.json beside HOST.", show_default=False)
+    ] = None,
+    contract: ContractFile = None,
+    ladder: LadderFile = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Percentage points in place of the contract's gate.margin_points.")
+    ] = None,
+    census: Annotated[int, typer.Option(help="Always answer so many images with the host's smallest margins.")] = 0,
+    class_checks: Annotated[
+        int, typer.Option(help="Always answer so many images of each class; they can only turn red.")
+    ] = 5,
+    block: Annotated[
+        int, typer.Option(help="So many images of all kinds come first: an early FAIL is tried on them.")
+    ] = 30,
+    budget: Annotated[
+        int | None, typer.Option(help="Images that the phone answers at most; by default all that can count.")
+    ] = None,
+    seed: Annotated[
+        str | None, typer.Option(help="64 hex digits, to make a plan again; the verdict then says so.")
+    ] = None,
+) -> None:
+    from rich.console import Console
+
+    from parity.judge.beside import find_app_contract, find_ladder
+    from parity.judge.goldens import checks_of
+    from parity.judge.phone import draw_plan
+    from parity.judge.plan import PLAN, Wishes, write_plan
+    from parity.report.planned import print_plan
+    from parity.results import read_results
+    from pipeline.core.settings import validate
+
+    path = out or host.parent / PLAN
+    ours, theirs = read_results(reference), read_results(host)
+    meant = find_app_contract(contract, reference, ours)
+    asked = {"census": census, "class_checks": class_checks, "block": block, "budget": budget}
+    asked["margin_points"] = meant.gate.margin_points if margin is None else margin  # type: ignore[assignment]
+    wishes = validate(Wishes, asked, "the plan asked for")
+    walked = find_ladder(ladder, reference, ours, [theirs])
+    places = [path.parent, host.parent]
+    made = draw_plan(ours, theirs, meant, wishes, places, checks_of(meant), walked, seed)
+    write_plan(made, path)
+    print_plan(made, path, Console())
+
+
+def families(
+    names: Annotated[list[str] | None, typer.Argument(help="Of these alone; by default of all.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write into; by default runs/families.", show_default=False)
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write the expectation and its table in docs/ anew.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    from rich.console import Console
+
+    from parity.studies.families.suite import run_families
+    from parity.studies.families.table import compare, exit_code, print_families, read_families, write_expected
+    from pipeline.core.progress import Reporter
+    from pipeline.core.toolchain import ROOT, other_llama_cpp
+
+    other = other_llama_cpp()
+    folder = out or RUNS / ("families-other" if other else "families")
+    reporter = Reporter(Console(stderr=True), quiet)
+    if other:
+        reporter.say("llama.cpp", other)
+    docs = ROOT / "docs"
+    expected = None if write else read_families(docs / "families.json")
+    found = run_families(names or (), folder, reporter)
+    if write:
+        write_expected(docs, found)
+    changes = compare(expected or found, found)
+    print_families(found, changes, Console())
+    sys.exit(exit_code(changes))
+
+
+def tell_github(verdict: "Verdict") -> None:
+    """Inside a GitHub workflow: print the verdict's annotations and append to the job's summary."""
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return
+    from parity.report.summary import annotations, summary
+
+    typer.echo(annotations(verdict), nl=False)
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(summary(verdict))
+        except OSError as error:  # the verdict stands all the same
+            typer.echo(f"note: GITHUB_STEP_SUMMARY {path} cannot be written: {error.strerror}", err=True)
