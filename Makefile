@@ -5,7 +5,8 @@ RECIPE ?= configs/tiny.yaml
 BIN := .venv/bin
 
 # What users give reaches the programs through the environment, so that no character in it means anything on the way.
-export PHOTOS RECIPE SET BUNDLE RUN KEY PUBLIC_KEY
+export PHOTOS RECIPE SET BUNDLE RUN KEY PUBLIC_KEY MODEL TEXT MMPROJ LLAMA_CPP
+OTHER = $(if $(LLAMA_CPP),--llama-cpp "$$LLAMA_CPP")
 SET_OPTION = $(if $(SET),--set "$$SET")
 SETTINGS = $(if $(PHOTOS),--set "dataset.path='$$(printf %s "$$PHOTOS" | sed "s/'/''/g")'") $(SET_OPTION)
 
@@ -14,8 +15,8 @@ help: ## list the jobs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
 
 .PHONY: setup
-setup: ## set up .venv and compile llama.cpp (8 minutes the first time; options: SETUP="--torch cpu|cuda")
-	@$(PYTHON) tools/setup/bootstrap.py $(SETUP)
+setup: ## set up .venv and compile llama.cpp (8 minutes the first time; options: SETUP="--torch cpu|cuda" LLAMA_CPP=folder)
+	@$(PYTHON) tools/setup/bootstrap.py $(OTHER) $(SETUP)
 
 .PHONY: tools
 tools: ## build llama-mtmd-cli and llama-server, which the bench compares with (8 minutes the first time)
@@ -28,6 +29,10 @@ environment:
 .PHONY: parity
 parity: environment ## the main job, photos to verdict (RECIPE=configs/photos.yaml PHOTOS=folder SET="train.epochs=1")
 	@$(BIN)/parity run "$$RECIPE" $(SETTINGS)
+
+.PHONY: check
+check: environment ## any pair, without a recipe (MODEL=folder TEXT=model.gguf MMPROJ=mmproj.gguf PHOTOS=folder; CHECK="--labels cat,dog")
+	@$(BIN)/parity check "$$MODEL" "$$TEXT" "$$MMPROJ" "$$PHOTOS" $(CHECK)
 
 .PHONY: parity-selftest
 parity-selftest: environment ## plant faults one by one and see each caught at its own stage (RECIPE= PHOTOS= SET=)
@@ -44,6 +49,10 @@ parity-sweep: environment ## every quantization: size, speed, memory, verdict; t
 .PHONY: parity-ship
 parity-ship: environment ## export and judge the pair that the sweep found (RECIPE= PHOTOS= SET=; after parity-sweep)
 	@$(BIN)/parity ship "$$RECIPE" $(SETTINGS)
+
+.PHONY: families
+families: environment ## tiny models of many families: is each as docs/families.json expects? (FAMILIES="qwen3-vl gemma3"; another llama.cpp: LLAMA_CPP=folder)
+	@$(if $(LLAMA_CPP),$(PYTHON) tools/setup/bootstrap.py --quiet $(OTHER) $(SETUP) --run) $(BIN)/parity families $(FAMILIES)
 
 .PHONY: verify
 verify: given-bundle $(if $(PUBLIC_KEY),environment) ## check a bundle, without any set-up (BUNDLE=runs/tiny/bundle; with its signature: PUBLIC_KEY=key.pub)
@@ -132,7 +141,7 @@ bench: tools ## compare speeds with Pillow, llama-mtmd-cli and llama-server
 	@$(BIN)/python -m bench
 
 .PHONY: nightly
-nightly: test-slow parity-swap parity-sweep bench docker-repro attack ## what takes too long for every change, in turn (hours; `make -k` goes on after a failure)
+nightly: test-slow families parity-swap parity-sweep bench docker-repro attack ## what takes too long for every change, in turn (hours; `make -k` goes on after a failure)
 
 .PHONY: lock
 lock: environment ## write locks/ again from pyproject.toml (newer versions: UPGRADE=1)

@@ -69,3 +69,15 @@ ODD = 'it\'s "my" $HOME `id`'
 def test_bundles_and_keys_arrive_as_they_are_given(told: Path, words: tuple[str, ...], expected: list[str]) -> None:
     job, *names = words
     assert make(told, job, *(f"{name}={ODD.replace('$', '$$')}" for name in names)) == expected
+
+
+def test_families_run_over_the_llama_cpp_given(told: Path) -> None:
+    assert make(told, "families", "FAMILIES=gemma3 pixtral") == ["families", "gemma3", "pixtral"]
+    # The set-up that builds it is given the command to run.
+    program = told / "python"
+    program.write_text(TELL)
+    program.chmod(0o755)
+    given = ["families", f"LLAMA_CPP={ODD.replace('$', '$$')}", f"PYTHON={program}"]
+    script, *options = make(told, *given)
+    assert script == "tools/setup/bootstrap.py"
+    assert options == ["--quiet", "--llama-cpp", ODD, "--run", f"{told}/parity", "families"]

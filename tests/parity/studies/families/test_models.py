@@ -136,7 +136,7 @@ def test_a_line_break_is_added_to_a_vision_half(tmp_path: Path) -> None:
     tokens = [{"content": "[IMG]", "id": 1}, {"content": "[IMG_BREAK]", "id": 2}]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
     write_gguf(tmp_path / "mmproj.gguf", {"mm.1.weight": np.ones((2, 2), np.float32)})
-    models._add_line_break(tmp_path, tmp_path / "mmproj.gguf")
+    models.add_line_break(tmp_path, tmp_path / "mmproj.gguf")
     there = {tensor.name: tensor.data.tolist() for tensor in load_gguf().GGUFReader(tmp_path / "mmproj.gguf").tensors}
     assert there == {"mm.1.weight": [[1, 1], [1, 1]], LINE_BREAK: [6, 7, 8]}
 
