@@ -21,8 +21,15 @@ def agreement(pairs: Sequence[Pair], ladder: Ladder | None, terms: CheckTerms) -
     """
     stage = "agreement"
     rows = [row for row in measured_rows(ladder) if row.answer]
-    if not rows:
-        return result(stage, "not measured", NO_LADDER)
+    if len(rows) < len(pairs):
+        # Nothing else compares open answers, so without this one a verdict would pass on nothing.
+        return result(
+            stage,
+            "undecided",
+            f"{len(pairs) - len(rows)} of {len(pairs)} answers were not followed token by token",
+            NO_LADDER if not rows else "the ladder beside the results has no answer for some of the images",
+            "run `parity check` again: it follows each answer and writes what it finds beside the results",
+        )
     shares = [1 - row.answer.differ / row.answer.steps for row in rows if row.answer]
     mean, floor = fmean(shares), terms.open_gate.agreement
     low, high = wilson(mean * len(rows), len(rows))  # type: ignore[arg-type]
@@ -82,7 +89,13 @@ def score(pairs: Sequence[Pair], terms: CheckTerms, margin_points: float) -> Gat
     stage, n = "score", len(pairs)
     both = [(a.score, b.score) for a, b in pairs if a.score is not None and b.score is not None]
     if len(both) < n:
-        return result(stage, "not measured", f"{n - len(both)} of {n} pictures have no score")
+        return result(
+            stage,
+            "undecided",
+            f"{n - len(both)} of {n} pictures have no score",
+            "a score was asked for, and the results do not give one for every picture",
+            "write a score into each row of both results, or judge without a metric",
+        )
     ours, theirs = (100 * fmean(pair[side] for pair in both) for side in (0, 1))
     gaps = [100 * (y - x) for x, y in both]
     spread = stdev(gaps) / math.sqrt(n) if n > 1 else math.inf

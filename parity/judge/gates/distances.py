@@ -130,7 +130,13 @@ def along(ladder: Ladder | None, limits: Limits | None) -> GateResult:
     """
     rows = [row for row in measured_rows(ladder) if row.answer]
     if not ladder or not limits or limits.answer is None or limits.answer_each is None or not rows:
-        return result("generation", "not measured", NO_LADDER)
+        return result(
+            "generation",
+            "undecided",
+            "how far the sides are apart along the answers is not known",
+            NO_LADDER if not rows else "the ladder's noise floor says nothing of answers, so that nothing limits them",
+            "run `parity check` again: it measures the floor and follows each answer",
+        )
     assert ladder.header.floor.answer_kl is not None  # the limits follow from it
     parted = sum(row.answer.diverges_at is not None for row in rows if row.answer)
     largest = max((row.answer.kl_largest or 0.0 for row in rows if row.answer), default=0.0)

@@ -305,6 +305,9 @@ def _line_wrong(a: Row, b: Row, line: Measured) -> str | None:
     for name, (stated, given) in said.items():
         if stated != given:
             return f"{name} of {a.image_id} is {getattr(line, name)!r} there"
+    chosen = len(a.generated_token_ids) + (a.stop_reason == "end")
+    if line.answer and line.answer.steps != chosen:
+        return f"the answer to {a.image_id} has {line.answer.steps} tokens there, and the rows have {chosen}"
     if line.tiles_bytes is not None and (line.tiles_bytes == 0) != (line.tiles_bytes_share == 0):
         return f"tiles_bytes of {a.image_id} is {line.tiles_bytes}, with a share of {line.tiles_bytes_share:g} there"
     stated_kl = line.logits_kl_labels

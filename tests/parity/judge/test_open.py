@@ -240,7 +240,7 @@ def test_scores_against_the_expected_answers(n: int, ours: int, theirs: int, sta
 def test_a_picture_without_a_score_is_not_passed_over() -> None:
     ours, theirs = side(30, "hf", SCORED), side(30, "llamacpp", SCORED)
     found = gate(judge(ours, theirs, SCORED, (), walked(ours, theirs, SCORED)), "score")
-    assert (found.status, found.detail) == ("not measured", "30 of 30 pictures have no score")
+    assert (found.status, found.detail) == ("undecided", "30 of 30 pictures have no score")
 
 
 def unknown(row: Measured) -> dict[str, object]:
@@ -389,4 +389,25 @@ def test_without_a_floor_of_answers_there_is_no_limit_for_them() -> None:
     header = ladder.header.model_copy(update={"floor": FLOOR})
     assert limits_of(header, TERMS.gate).answer is None
     verdict = judge(ours, theirs, TERMS, (), replace(ladder, header=header))
-    assert gate(verdict, "generation").status == "not measured"
+    assert gate(verdict, "generation").status == "undecided"
+    assert verdict.status == "INCONCLUSIVE"
+
+
+def test_open_answers_are_not_passed_without_a_ladder() -> None:
+    ours, theirs = side(20, "hf", TERMS), side(20, "llamacpp", TERMS)
+    verdict = judge(ours, theirs, TERMS)
+    assert (verdict.status, verdict.exit_code) == ("INCONCLUSIVE", 3)
+    assert {gate(verdict, stage).status for stage in ("generation", "agreement")} == {"undecided"}
+
+
+def test_one_answer_that_was_not_followed_leaves_it_open() -> None:
+    verdict = judged(change=lambda row: {"answer": None}, count=1)
+    found = gate(verdict, "agreement")
+    assert (found.status, found.detail) == ("undecided", "1 of 200 answers were not followed token by token")
+    assert verdict.status == "INCONCLUSIVE"
+
+
+def test_a_ladder_of_shorter_answers_is_refused() -> None:
+    verdict = judged(change=lambda row: answer(row, steps=1), count=1)
+    assert verdict.status == "REFUSED"
+    assert "the answer to image_0000 has 1 tokens there, and the rows have 10" in gate(verdict, "provenance").detail
