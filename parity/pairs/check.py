@@ -9,6 +9,7 @@ from rich.console import Console
 from parity.compare.photos import load_photos
 from parity.judge.baseline import read_baseline
 from parity.judge.verdict import Verdict
+from parity.pairs.canvases import applies
 from parity.pairs.job import Check
 from parity.pairs.opening import AnyPair, Opened
 from parity.terms import CheckTerms, ToolRuntime
@@ -86,10 +87,17 @@ def check_job(
     for half in (pair.text, pair.mmproj):
         if not half.is_file():
             raise UserError(f"{half} is not a file: give the two GGUFs of the pair, text half first")
+    app = load_contract(Path(contract)) if contract else None
+    if applies(str(model), app):
+        # The contract's own engines run, as the contract says: anything else would be stated and not done.
+        asked = {"max_new_tokens": max_new_tokens} | runtime
+        if given := [name for name, value in asked.items() if value is not None and name != "threads"]:
+            raise UserError(
+                f"{contract} says {', '.join(given)} already: leave it out, or change a copy of the contract"
+            )
     found, notes = load_photos(Path(photos), terms.prompt, terms.labels, answers, terms.image, limit)
     for note in notes:
         reporter.say("photos", note)
-    app = load_contract(Path(contract)) if contract else None
     past = read_baseline(Path(baseline)) if baseline else None
     folder.mkdir(parents=True, exist_ok=True)
     with Opened(pair, found, terms, reporter, gpu, low_memory) as opened:

@@ -54,8 +54,8 @@ def parameters(folder: Path) -> int:
 
 def seconds_a_picture(weights: int, tokens: int, answer: int, machine: Machine) -> float:
     """Of Hugging Face in float32: a product of every weight with every token of the prompt, then all weights read once
-    for each token of the answer. The vision half sees more patches than it makes tokens, but has fewer weights: that
-    evens out within a factor of two."""
+    for each token of the answer. The vision half sees more patches than it makes tokens, but has fewer weights; no more
+    than a first guess, which the rate shown while it runs replaces."""
     return 2 * weights * tokens / machine.flops + 4 * weights * answer / machine.bytes_per_second
 
 

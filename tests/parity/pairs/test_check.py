@@ -423,3 +423,5 @@ def test_a_contract_brings_its_own_prompt(
     contract = ["--contract", str(bundle / "contract.json")]
     said = refused(pair, clean.photos, tmp_path / "out", *contract, "--prompt", "What?")
     assert "--contract has the prompt and the labels already" in said
+    said = refused(pair, clean.photos, tmp_path / "out", *contract)
+    assert "contract.json says max_new_tokens, type_k, type_v, flash_attn already" in said
