@@ -153,7 +153,7 @@ def ray_session() -> Iterator[None]:
     scratch = set(Path("/tmp").glob("ray-*"))
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the workers import this module
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the workers import this module
         with session(None, WORKERS):
             assert signal.getsignal(signal.SIGTERM) is before
             yield
