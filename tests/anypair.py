@@ -68,6 +68,21 @@ def damaged(
     return target
 
 
+def trained_further(source: Path, target: Path, by: float = 0.01) -> Path:
+    """Copy a GGUF in F32 with each matrix of its layers a little off, as another training has it; ``by``: relative."""
+    from pipeline.core.toolchain import load_gguf
+
+    shutil.copy(source, target)
+    reader: Any = load_gguf().GGUFReader(target, "r+")
+    generator = np.random.default_rng(0)
+    for tensor in reader.tensors:
+        if "blk." in tensor.name and len(tensor.shape) == 2:
+            size = by * np.linalg.norm(tensor.data) / np.sqrt(tensor.data.size)
+            tensor.data[...] += size * generator.standard_normal(tensor.data.shape).astype(np.float32)
+    reader.data.flush()
+    return target
+
+
 def reworded(source: Path, target: Path, old: str, new: str) -> Path:
     """Copy a GGUF with a text in it replaced by one as long, or a shorter one filled up with spaces."""
     content, was = source.read_bytes(), old.encode()

@@ -66,12 +66,11 @@ def tensor_types(path: Path) -> str:
 
 def file_type(path: Path) -> str:
     """The type that a half was exported in, as llama.cpp names it (``general.file_type``): ``Q8_0``, ``Q4_K_M``."""
-    names = load_gguf().LlamaFileType
-    field = load_gguf().GGUFReader(path).fields.get("general.file_type")
     try:
-        return str(names(int(field.contents())).name).removeprefix("MOSTLY_").removeprefix("ALL_")
-    except (AttributeError, ValueError, TypeError):
+        kind = load_gguf().LlamaFileType(read_gguf(path).keys.get("general.file_type"))
+    except ValueError:
         return tensor_types(path)
+    return str(kind.name).removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 def half_sha256(path: Path) -> str:

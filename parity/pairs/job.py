@@ -35,8 +35,9 @@ from parity.judge.verdict import Limits, Verdict
 from parity.pairs.canvases import applies, floor_under, header_under, walk_under
 from parity.pairs.conforming import MOST, Conformed, Subject, conform, sum_up
 from parity.pairs.layers import layer_errors
-from parity.pairs.opening import Opened, model_hashes
+from parity.pairs.opening import Opened, model_folder, model_hashes
 from parity.pairs.survey import survey
+from parity.pairs.weights import Weights, explain, refuse_other_weights
 from parity.report.saved import PHOTOS
 from parity.results import Header, Row, read_results
 from parity.terms import cache_types
@@ -141,6 +142,7 @@ class Check:
 
 def _walk(check: Check, photos: Sequence[Photo], folder: Path) -> str:
     """Run both sides over some of the pictures into the files of ``folder``."""
+    _weights(check.opened)
     if check.under_contract:
         return _walk_canvases(check, photos, folder)
     opened = check.opened
@@ -160,6 +162,12 @@ def _walk(check: Check, photos: Sequence[Photo], folder: Path) -> str:
     about = _compared(check, _floor(check, ours, partial(_measure_floor, opened)))
     keep((ours, theirs), photos, about, folder, opened.reporter, step, opened.together)
     return _equal(folder)
+
+
+def _weights(opened: Opened) -> list[Weights]:
+    """What the text half and the mmproj hold. Raises UserError where it is another model, or another training."""
+    pair = opened.pair
+    return refuse_other_weights(model_folder(pair.model), (pair.text, pair.mmproj), pair.adapter)
 
 
 def _compared(check: Check, floor: NoiseFloor) -> Compared:
@@ -316,7 +324,7 @@ def _conform(check: Check, ladder: Ladder) -> str:
                     layers = _layers(opened, subject, conformed, limits)
                 advance(len(found), len(chosen), "")
     about = {"layers": layers, "survey": _surveyed(opened)}
-    causes = sum_up(found, len(apart)).model_copy(update=about)
+    causes = explain(sum_up(found, len(apart)).model_copy(update=about), *_weights(opened))
     write_causes(causes, check.folder / CAUSES)
     return _told(causes)
 

@@ -236,6 +236,8 @@ class Gguf:
     """Each tensor's data begin at a multiple of this many bytes."""
     behind: int
     """Bytes behind the last tensor's data."""
+    offsets: dict[str, int]
+    """Name -> where in the file a tensor's data begin."""
 
     def text(self, key: str) -> str | None:
         """The text under ``key``; None where there is none."""
@@ -282,6 +284,7 @@ def _read(head: _Head) -> Gguf:
             if kind != _UINT32 or alignment < 1 or alignment & (alignment - 1):
                 raise ValueError(f"{name} is not a power of 2")
     tensors: dict[str, tuple[int, tuple[int, ...]]] = {}
+    offsets: dict[str, int] = {}
     end = padded = 0
     for _ in range(tensor_count):
         name, shape = head.text(), tuple(head.number("Q") for _ in range(head.dimensions()))
@@ -299,13 +302,14 @@ def _read(head: _Head) -> Gguf:
             raise ValueError(f"{about} of type {TENSOR_TYPES[kind][0]} has the impossible shape {list(shape)}")
         if offset != padded:
             raise ValueError(f"{about} begins at byte {offset} of the data, and the one before it ends at {padded}")
-        tensors[name] = (kind, shape)
+        tensors[name], offsets[name] = (kind, shape), offset
         end = padded + count // elements * size
         padded = _padded(end, alignment)
-    behind = head.size - _padded(head.at, alignment) - end
+    data = _padded(head.at, alignment)
+    behind = head.size - data - end
     if behind < 0:
         raise ValueError(f"it is cut: its tensors need {-behind} bytes more than it has")
-    return Gguf(keys, tensors, alignment, behind)
+    return Gguf(keys, tensors, alignment, behind, {name: data + offset for name, offset in offsets.items()})
 
 
 def _padded(count: int, alignment: int) -> int:
