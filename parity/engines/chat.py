@@ -8,7 +8,6 @@ tokenizer's template is rendered that way, too.
 import ctypes
 import functools
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,6 @@ from pipeline.core.errors import UserError
 _PICTURE, _BEFORE, _AFTER = {"type": "image"}, "\u27e6before\u27e7", "\u27e6after\u27e7"
 
 _RAW = f"give the whole prompt with --raw, {MARKER} where the picture goes"
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """One question as each side writes it, the marker where the picture goes."""
-
-    hf: str
-    """The tokenizer's template, given a picture part."""
-    hf_text: str | None
-    """The same template, given the marker as text; None where it takes no plain text."""
-    llamacpp: str
-    """llama.cpp's own rendering of the GGUF's template."""
 
 
 @functools.cache

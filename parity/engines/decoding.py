@@ -125,13 +125,18 @@ class Decoder:
 
     def text(self, ids: Sequence[int]) -> str:
         """What llama.cpp makes of generated ids."""
-        if not ids:
-            return ""
-        tokens = (llama_cpp.llama_token * len(ids))(*ids)
-        size = 64 * len(ids)
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            count = llama_cpp.llama_detokenize(self.vocab, tokens, len(ids), buffer, size, False, False)
-            if count >= 0:
-                return buffer.raw[:count].decode(errors="replace")
-            size = -count
+        return detokenize(self.vocab, ids)
+
+
+def detokenize(vocab: Any, ids: Sequence[int], special: bool = False) -> str:
+    """The text of token ids; ``special``: with what stands for special tokens. ``vocab``: ``llama_vocab *``."""
+    if not ids:
+        return ""
+    tokens = (llama_cpp.llama_token * len(ids))(*ids)
+    size = 64 * len(ids)
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        count = llama_cpp.llama_detokenize(vocab, tokens, len(ids), buffer, size, False, special)
+        if count >= 0:
+            return buffer.raw[:count].decode(errors="replace")
+        size = -count

@@ -11,8 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import mtmd_cpp
 
+from pipeline.contract import KvType
 from pipeline.core.errors import UserError
 from pipeline.core.toolchain import LlamaLog, load_gguf
+
+GGML_TYPE: dict[KvType, int] = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
+"""Name of a type -> its number (``enum ggml_type`` of ggml.h)."""
 
 
 class Chunks:

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from llama_cpp import mtmd_cpp
 
 from parity.engines.decoding import Decoder
-from parity.engines.libmtmd import Chunks, Tap, decode_file, normalization_of
-from pipeline.contract import Contract, KvType
+from parity.engines.libmtmd import GGML_TYPE, Chunks, Tap, decode_file, normalization_of
+from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
 from pipeline.core.toolchain import LlamaLog
@@ -29,7 +29,6 @@ from pipeline.models.prediction import Prediction, Taps, log_softmax, top_logits
 from pipeline.models.smolvlm.encoding import Encoder, fed_bytes
 
 # enum ggml_type in ggml.h
-_GGML_TYPE: dict[KvType, int] = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
 
 SEQUENCES = 8
 """Images decoded together. Measured with the tiny model on 2 cores: prompt 2.06 ms an image alone and at 4, 1.36 at 8,
@@ -104,8 +103,8 @@ class LlamaCppPredictor:
         context.kv_unified = False  # each sequence has the window that it has on the phone
         context.n_batch = context.n_ubatch = self._n_batch
         context.n_threads = context.n_threads_batch = self.n_threads
-        context.type_k = _GGML_TYPE[runtime.type_k]
-        context.type_v = _GGML_TYPE[runtime.type_v]
+        context.type_k = GGML_TYPE[runtime.type_k]
+        context.type_v = GGML_TYPE[runtime.type_v]
         context.flash_attn_type = int(runtime.flash_attn)  # LLAMA_FLASH_ATTN_TYPE_DISABLED 0, _ENABLED 1
         self._context = llama_cpp.llama_init_from_model(self._model, context)
         if not self._context:

@@ -19,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import mtmd_cpp
 
+from parity.engines.decoding import detokenize
 from parity.engines.given import CannotConform, Given, Parts, arrange
-from parity.engines.libmtmd import Batch, Chunks, LayerTap, Tap, decode_file, normalization_of
+from parity.engines.libmtmd import GGML_TYPE, Batch, Chunks, LayerTap, Tap, decode_file, normalization_of
 from parity.engines.trace import Answer, Pixels, Trace, layout_of
 from parity.terms import MARKER, ToolRuntime
 from pipeline.core.errors import UserError
 from pipeline.core.toolchain import LlamaLog
 from pipeline.models.prediction import log_softmax
 
-GGML_TYPE = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
 """``enum ggml_type`` of ggml.h"""
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 """``enum llama_flash_attn_type`` of llama.h"""
@@ -412,20 +412,8 @@ class Mtmd:
 
     def text(self, ids: Sequence[int]) -> str:
         """What llama.cpp makes of generated ids."""
-        return self._detokenized(ids, special=False)
+        return detokenize(self.vocab, ids)
 
     def shown(self, ids: Sequence[int]) -> str:
         """The same, with what stands for special tokens."""
-        return self._detokenized(ids, special=True)
-
-    def _detokenized(self, ids: Sequence[int], special: bool) -> str:
-        if not ids:
-            return ""
-        tokens = (llama_cpp.llama_token * len(ids))(*ids)
-        size = 64 * len(ids)
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            count = llama_cpp.llama_detokenize(self.vocab, tokens, len(ids), buffer, size, False, special)
-            if count >= 0:
-                return buffer.raw[:count].decode(errors="replace")
-            size = -count
+        return detokenize(self.vocab, ids, special=True)

@@ -30,7 +30,7 @@ from parity.judge.verdict import (
     display_name,
 )
 from parity.results import Header, Results
-from parity.terms import CheckTerms, Terms
+from parity.terms import EXACT_MATCH, CheckTerms, Terms
 from pipeline.contract import Gate
 from pipeline.core.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_REFUSED, UserError
 from pipeline.core.files import write_json
@@ -234,7 +234,8 @@ def write_verdict(verdict: Verdict, path: Path) -> None:
 
 
 def as_judged(reference: Results, candidate: Results, terms: Terms) -> tuple[Results, Results]:
-    """Both sides as they are judged and shown: where no answer is expected, the reference's are taken for right."""
+    """Both sides as they are judged and shown: where no answer is expected, the reference's are taken for right. A score
+    that follows from text and truth alone is not taken on trust."""
     if terms.labels:
         return reference, candidate
     truths = {
@@ -242,7 +243,13 @@ def as_judged(reference: Results, candidate: Results, terms: Terms) -> tuple[Res
     }
 
     def with_truths(results: Results) -> Results:
-        rows = {key: row.model_copy(update={"truth": truths.get(key)}) for key, row in results.rows.items()}
+        exact = terms.metric == EXACT_MATCH
+        rows = {
+            key: row.model_copy(
+                update={"truth": truths.get(key)} | ({"score": terms.score(row.text, row.truth)} if exact else {})
+            )
+            for key, row in results.rows.items()
+        }
         return replace(results, rows=rows)
 
     return with_truths(reference), with_truths(candidate)

@@ -214,8 +214,11 @@ def scored(n: int, wrong_ours: int, wrong_theirs: int) -> Verdict:
     sides = []
     for name, wrong in (("hf", wrong_ours), ("llamacpp", wrong_theirs)):
         one = side(n, name, SCORED)
-        good = iter([1.0] * (n - wrong) + [0.0] * wrong)
-        sides.append(change_rows(one, lambda row, good=good: {"score": next(good), "truth": "x"}))  # type: ignore[misc]
+        text = iter(["Word  one"] * (n - wrong) + ["other"] * wrong)
+        # What the rows say of their score is not asked: it follows from the words.
+        sides.append(
+            change_rows(one, lambda row, text=text: {"score": 1.0, "truth": "word one", "text": next(text)})  # type: ignore[misc]
+        )
     return judge(*sides, SCORED, (), walked(*sides, SCORED))
 
 
@@ -238,7 +241,7 @@ def test_scores_against_the_expected_answers(n: int, ours: int, theirs: int, sta
 
 
 def test_a_picture_without_a_score_is_not_passed_over() -> None:
-    ours, theirs = side(30, "hf", SCORED), side(30, "llamacpp", SCORED)
+    ours, theirs = (change_rows(side(30, name, SCORED), lambda _: {"truth": None}) for name in ("hf", "llamacpp"))
     found = gate(judge(ours, theirs, SCORED, (), walked(ours, theirs, SCORED)), "score")
     assert (found.status, found.detail) == ("undecided", "30 of 30 pictures have no score")
 
