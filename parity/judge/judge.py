@@ -234,22 +234,22 @@ def write_verdict(verdict: Verdict, path: Path) -> None:
 
 
 def as_judged(reference: Results, candidate: Results, terms: Terms) -> tuple[Results, Results]:
-    """Both sides as they are judged and shown: where no answer is expected, the reference's are taken for right. A score
-    that follows from text and truth alone is not taken on trust."""
-    if terms.labels:
+    """Both sides as they are judged and shown: where no answer is expected, the reference's are taken for right.
+
+    A score that follows from text and truth alone is not taken on trust.
+    """
+    if terms.labels or not isinstance(terms, CheckTerms):
         return reference, candidate
+    exact = terms.metric == EXACT_MATCH
     truths = {
         key: row.label if row.truth is None else terms.parse_answer(row.truth) for key, row in reference.rows.items()
     }
 
     def with_truths(results: Results) -> Results:
-        exact = terms.metric == EXACT_MATCH
-        rows = {
-            key: row.model_copy(
-                update={"truth": truths.get(key)} | ({"score": terms.score(row.text, row.truth)} if exact else {})
-            )
-            for key, row in results.rows.items()
-        }
+        rows = {}
+        for key, row in results.rows.items():
+            score = terms.score(row.text, row.truth) if exact else row.score
+            rows[key] = row.model_copy(update={"truth": truths.get(key), "score": score})
         return replace(results, rows=rows)
 
     return with_truths(reference), with_truths(candidate)
