@@ -1,13 +1,14 @@
 """The command ``parity``: run both sides, judge saved results. Thin: parses, calls, prints."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from parity import commands
-from parity.commands import ContractFile, LadderFile, tell_github
+from parity.commands import ContractFile, LadderFile, Verbose, tell_github
 from pipeline.cli import RUNS, Assignments, Quiet, RecipePath, Runs, open_build, run_app
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def run(
     ] = None,
     ray_cpus: Annotated[int, typer.Option(min=1, help="Cores of a worker on Ray, and threads of each side there.")] = 1,
     ray_gpus: Annotated[float, typer.Option(min=0, help="GPUs of a worker on Ray; 0.5 puts two workers on one.")] = 0,
+    verbose: Verbose = False,
 ) -> None:
     from parity.judge.baseline import read_baseline
     from parity.run import Division
@@ -77,18 +79,19 @@ def run(
     verdict = run_job(build, _order(feed), ladder, read_baseline(baseline) if baseline else None, division)
     if verdict is None:
         return
-    _end(build, verdict)
+    _end(build, verdict, verbose, str(recipe))
 
 
-def _end(build: "Build", verdict: "Verdict") -> NoReturn:
+def _end(build: "Build", verdict: "Verdict", verbose: bool = False, recipe: str = "") -> NoReturn:
     """Show a run's verdict and end with its exit code."""
     from rich.console import Console
 
+    from parity.report.brief import next_steps
     from parity.report.screen import print_verdict
 
-    print_verdict(verdict, Console(soft_wrap=False))
+    then = [] if build.reporter.quiet else next_steps(verdict, build.root / "parity" / "report.html", verbose, recipe)
+    print_verdict(verdict, Console(soft_wrap=False), verbose, then)
     tell_github(verdict)
-    build.reporter.say("report", f"{build.root / 'parity' / 'report.html'}")
     sys.exit(verdict.exit_code)
 
 
@@ -130,19 +133,30 @@ def judge(
     baseline: Annotated[
         Path | None, typer.Option(help="Committed baseline: to be worse than it is a failure of its own.")
     ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="The candidate must have run the GGUFs of this bundle, by their hashes.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the page (HTML) here, too.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write verdict.json here, too.")] = None,
+    verbose: Verbose = False,
 ) -> None:
     from rich.console import Console
 
     from parity.judge.baseline import read_baseline
     from parity.judge.beside import find_app_contract, find_contract, find_ladder
+    from parity.judge.bundle import bundle_gate
+    from parity.judge.canvases import prove_pixels
     from parity.judge.goldens import checks_of
-    from parity.judge.judge import judge_runs, write_verdict
+    from parity.judge.judge import as_judged, judge_runs, write_verdict
     from parity.judge.phone import judge_phone
     from parity.judge.plan import read_plan_for
+    from parity.report.brief import next_steps
+    from parity.report.page import render_page
+    from parity.report.saved import canvases, dataset_images
     from parity.report.screen import print_verdict
     from parity.results import read_results
-    from pipeline.contract import Gate
+    from pipeline.contract import Contract, Gate
+    from pipeline.core.files import write_text
     from pipeline.core.settings import validate
 
     planned = read_plan_for(plan, len(candidates), margin) if plan else None
@@ -155,15 +169,25 @@ def judge(
     theirs = [(str(path), read_results(path, bool(plan) and path == candidates[-1])) for path in candidates]
     walked = find_ladder(ladder, reference, ours, [results for _, results in theirs])
     past = read_baseline(baseline) if baseline else None
+    image_of = dataset_images(reference.absolute().parent.parent / "dataset")
+    canvas_of = canvases(image_of)
+    checks = checks_of(meant, theirs[-1][1].header)
+    if bundle:
+        checks.append(bundle_gate(theirs[-1][1].header, bundle))
     if planned:
         (_, host), (_, device) = theirs
         app = find_app_contract(contract, reference, ours)
-        verdict = judge_phone(ours, host, device, planned, app, checks_of(app), walked, limits, past)
+        causes = prove_pixels(ours, device, app, canvas_of)
+        verdict = judge_phone(ours, host, device, planned, app, checks, walked, limits, past, causes)
     else:
-        verdict = judge_runs(ours, theirs, meant, checks_of(meant), walked, limits, past)
+        prove = partial(prove_pixels, contract=meant, canvas_of=canvas_of) if isinstance(meant, Contract) else None
+        verdict = judge_runs(ours, theirs, meant, checks, walked, limits, past, prove)
     if out:
         write_verdict(verdict, out)
-    print_verdict(verdict, Console())
+    if report:
+        shown = as_judged(ours, theirs[-1 if not planned else 0][1], meant)
+        write_text(report, render_page(verdict, *shown, walked, image_of))
+    print_verdict(verdict, Console(), verbose, next_steps(verdict, report, verbose))
     tell_github(verdict)
     sys.exit(verdict.exit_code)
 
@@ -236,7 +260,7 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(help="Write the page alone, here, and leave the folder as it is.")] = None,
 ) -> None:
-    from parity.report.files import write_reports
+    from parity.report.files import write_reports, written_at
     from parity.report.page import render_page
     from parity.report.saved import read_saved
     from pipeline.core.files import write_text
@@ -244,7 +268,8 @@ def report(
     saved = read_saved(folder)
     parts = (saved.verdict, saved.reference, saved.candidate, saved.ladder, saved.image_of)
     if out:
-        write_text(out, render_page(*parts))
+        written = written_at(saved.folder / f"{saved.candidate.header.side}.results.jsonl")
+        write_text(out, render_page(*parts, written=written))
     else:
         write_reports(*parts, saved.folder)
     typer.echo(f"{out or saved.folder / 'report.html'}: {saved.verdict.status}, {saved.verdict.n} images")

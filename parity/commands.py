@@ -15,6 +15,7 @@ from pipeline.cli import RUNS, Quiet
 if TYPE_CHECKING:
     from parity.judge.verdict import Verdict
 
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show all that was measured, not a line a check.")]
 ContractFile = Annotated[
     Path | None,
     typer.Option("--contract", help="Contract file; by default the one REFERENCE ran under, if beside it."),
@@ -67,12 +68,14 @@ def check(
     low_memory: Annotated[bool, typer.Option(help="One model at a time in memory; slower.")] = False,
     gpu: Annotated[bool, typer.Option(help="Compute on the GPU, both sides.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to write into; by default runs/check-<model>.")] = None,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     from rich.console import Console
 
     from parity.pairs.check import check_job
     from parity.pairs.hub import fetch_pair
+    from parity.report.brief import next_steps
     from parity.report.screen import print_verdict
 
     wanted = ["PHOTOS"] if hf else ["TEXT", "MMPROJ", "PHOTOS"]
@@ -90,10 +93,9 @@ def check(
     )  # fmt: skip
     if verdict is None:
         return
-    print_verdict(verdict, Console(soft_wrap=False))
+    then = [] if quiet else next_steps(verdict, folder / "report.html", verbose)
+    print_verdict(verdict, Console(soft_wrap=False), verbose, then)
     tell_github(verdict)
-    if not quiet:
-        typer.echo(f"report     {folder / 'report.html'}")
     sys.exit(verdict.exit_code)
 
 

@@ -6,8 +6,9 @@ with write access to all of them can still do, and how a signature prevents it, 
 
 from pathlib import Path
 
+from parity.judge.bundle import HALVES
 from parity.judge.judge import EXIT_CODES
-from parity.report.saved import HALVES, read_saved
+from parity.report.saved import read_saved
 from parity.report.staircase import stop_words
 from pipeline.contract import load_contract
 from pipeline.core.errors import NotReleased

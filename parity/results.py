@@ -31,6 +31,14 @@ def _log_of_probability(value: float | None) -> float | None:
 LogProb = Annotated[Number, AfterValidator(_log_of_probability)]
 
 
+_NAMES = {"hf": "Hugging Face", "llamacpp": "llama.cpp"}
+
+
+def display_name(side: str) -> str:
+    """A side's name as a person knows it."""
+    return _NAMES.get(side, side)
+
+
 class Header(HeaderLine):
     """What ran, on what, under which contract. Two files with equal headers hold rows of the same run."""
 
@@ -48,6 +56,8 @@ class Header(HeaderLine):
     """:attr:`pipeline.dataset.records.Dataset.digest`"""
     split: Split | None = None
     """Which of the dataset's images were answered; null where the side does not say."""
+    photos: int | None = Field(default=None, ge=1)
+    """Labelled photos in the whole dataset, those to train on among them; null where the side does not know."""
     model: dict[str, Hex]
     """Role -> SHA-256 of the file or folder used: ``model`` and ``mmproj`` for llama.cpp, ``merged`` for hf."""
     weights_sha256: Hex | None = None
@@ -63,6 +73,11 @@ class Header(HeaderLine):
     where it depends on the picture: then each row has its own."""
     image_slots: tuple[tuple[int, int], ...]
     """(start, length) of each picture in :attr:`prompt_token_ids`, in order."""
+
+    @property
+    def shown(self) -> str:
+        """The side's name as a person knows it."""
+        return display_name(self.side)
 
 
 class Row(Keyed):

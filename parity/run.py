@@ -22,6 +22,8 @@ from parity.engines import OpenSide, SideName
 from parity.engines.probe import files_made
 from parity.engines.sides import Sides
 from parity.judge.baseline import BASELINE, Baseline, write_baseline
+from parity.judge.canvases import prove_pixels
+from parity.judge.causes import CAUSES, Causes, write_causes
 from parity.judge.goldens import checks_of
 from parity.judge.judge import judge, write_verdict
 from parity.judge.verdict import Verdict
@@ -205,7 +207,9 @@ class Run:
         reference, candidate = (self._read(self.folder / name) for name in FILES.values())
         ladder = read_ladder(self.folder / LADDER) if with_ladder else None
         self._evaluate(reference)
-        verdict = judge(reference, candidate, self.contract, checks_of(self.contract), ladder, baseline=baseline)
+        causes = self._causes(reference, candidate)
+        checks = checks_of(self.contract)
+        verdict = judge(reference, candidate, self.contract, checks, ladder, baseline=baseline, causes=causes)
         if baseline:
             write_baseline(baseline, self.folder / BASELINE)
         write_verdict(verdict, self.folder / "verdict.json")
@@ -213,6 +217,23 @@ class Run:
         write_reports(verdict, reference, candidate, ladder, lambda key: paths[key].read_bytes(), self.folder)
         write_json(self.folder / "model.cdx.json", _bill_of_materials(self.build, verdict))
         return verdict
+
+    def _causes(self, reference: Results, candidate: Results) -> Causes | None:
+        """What made the pixels differ; written beside the verdict where that is known."""
+        samples = {sample.key: sample for sample in self.samples}
+        settings = self.build.recipe.dataset
+        photos = settings.test_path or settings.path
+
+        def photo_of(key: str) -> Path | None:
+            source = samples[key].record.source_path
+            return Path(photos) / source if photos and source else None
+
+        found = prove_pixels(reference, candidate, self.contract, lambda key: samples[key].rgb, photo_of)
+        if found:
+            write_causes(found, self.folder / CAUSES)
+        else:
+            (self.folder / CAUSES).unlink(missing_ok=True)
+        return found
 
     def _read(self, path: Path) -> Results:
         """A side's answers, held against the dataset. Raises UserError."""

@@ -32,7 +32,11 @@ KEPT = 5
 
 def kept_by(header: Header, samples: Sequence[Any], runner: Callable[..., Any] | None = None) -> Header:
     """A side's header with what is answered and the code that keeps it: rows of other code are no part of a run."""
-    about = {"split": samples[0].split, "versions": header.versions | {"runner": code_digest(runner or walk)}}
+    about = {
+        "split": samples[0].split,
+        "photos": getattr(samples[0], "photos", None),
+        "versions": header.versions | {"runner": code_digest(runner or walk)},
+    }
     return header.model_copy(update=about | {"images": len(samples)})
 
 

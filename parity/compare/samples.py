@@ -1,5 +1,6 @@
 """The same inputs for every side: the canvases that a dataset has to judge on, keyed by content, never by position."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ class Sample:
     record: Record
     split: Split = "validation"
     """The part of the dataset that it is from."""
+    photos: int | None = None
+    """Labelled photos in the whole dataset; None where its parts are of different folders."""
 
     @property
     def key(self) -> str:
@@ -69,7 +72,19 @@ def load_samples(folder: Path, contract: Contract) -> tuple[list[Sample], str]:
     split, records = dataset.judged
     if not records:
         raise UserError(f"dataset {folder} has neither test nor validation images: parity needs some")
-    return [Sample(folder, record, split) for record in records], dataset.digest
+    photos = (
+        None if split == "test" and _tests_apart(folder) else sum(map(len, (dataset.train, dataset.val, dataset.test)))
+    )
+    return [Sample(folder, record, split, photos) for record in records], dataset.digest
+
+
+def _tests_apart(folder: Path) -> bool:
+    """Whether the test images come from photos of their own, and not from a share of all."""
+    try:
+        split = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["split"]
+        return bool(split["test_apart"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def row_check(

@@ -51,7 +51,8 @@ def open_llamacpp(
             weights_sha256=weights_of(model, mmproj),
             runtime=contract.runtime.model_dump(mode="json")
             | {"n_threads": predictor.n_threads, "fed": order}
-            | {"text_types": tensor_types(model), "mmproj_types": tensor_types(mmproj)},
+            | {"text_types": tensor_types(model), "mmproj_types": tensor_types(mmproj)}
+            | {"files": f"{model.name} + {mmproj.name}"},
         )  # fmt: skip
         yield OpenSide(predictor, header)
 

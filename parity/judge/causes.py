@@ -45,8 +45,11 @@ class Causes(Frozen):
     """All that was tried."""
 
     schema_version: Literal[1] = 1
+    how: Literal["conformed", "matched"] = "conformed"
+    """``conformed``: one side was made like the other, step by step. ``matched``: what was done to the pixels was done
+    again, and gave the very bytes (:mod:`parity.judge.canvases`)."""
     tried: int
-    """Pictures that were conformed."""
+    """Pictures that were conformed or matched."""
     differ: int
     """Pictures that are beyond a limit."""
     found: tuple[Cause, ...]

@@ -8,17 +8,28 @@ import json
 from pathlib import Path
 
 from parity.judge.verdict import GateResult
+from parity.results import Header
 from parity.terms import Terms
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
 from pipeline.letterbox import letterbox_file
 
+HOSTS = ("hf", "llamacpp")
+"""Sides that run the letterbox that is tried here."""
 GOLDENS = Path(__file__).parent.parent.parent / "android_fixtures" / "goldens"
 
 
-def checks_of(terms: Terms) -> list[GateResult]:
-    """The gates that are tried apart from the sides: the letterbox, where there is one."""
-    return [letterbox_gate()] if terms.image else []
+def checks_of(terms: Terms, header: Header | None = None) -> list[GateResult]:
+    """The gates that are tried apart from the sides: the letterbox, where there is one.
+
+    ``header``: of the side to judge. A phone's own letterbox is not tried by what runs here.
+    """
+    if not terms.image:
+        return []
+    gate = letterbox_gate()
+    if header is not None and header.side not in HOSTS and not gate.red:
+        return [gate.model_copy(update={"status": "not measured", "detail": f"on {header.side}; here {gate.detail}"})]
+    return [gate]
 
 
 def letterbox_gate(folder: Path = GOLDENS) -> GateResult:

@@ -5,7 +5,7 @@ imports neither torch nor scikit-learn nor llama.cpp. What it makes is :class:`p
 when it is which; ``parity/report/screen.py`` shows one to a person.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -24,11 +24,10 @@ from parity.judge.verdict import (
     GateResult,
     Runs,
     RunScore,
-    Side,
     Status,
     Verdict,
-    display_name,
 )
+from parity.judge.words import follow, headline
 from parity.results import Header, Results
 from parity.terms import EXACT_MATCH, CheckTerms, Terms
 from pipeline.contract import Gate
@@ -42,7 +41,8 @@ EXIT_CODES: dict[Status, int] = {
     "INCONCLUSIVE": EXIT_INCONCLUSIVE,
     "REFUSED": EXIT_REFUSED,
 }
-REFUSING = ("provenance", "device provenance")
+CauseOf = Callable[[Results, Results], Causes | None]
+REFUSING = ("provenance", "bundle", "device provenance")
 """Gates that refuse where they are red."""
 _SEVERITY: tuple[Status, ...] = ("PASS", "INCONCLUSIVE", "FAIL", "REFUSED")
 
@@ -106,14 +106,26 @@ def judge(
     if baseline:
         walked.append(scores.baseline(candidate, walked, baseline, gate))
     status, bad = conclude(walked)
-    told = causes.found[0] if causes and causes.found and status == "FAIL" else None
+    walked = follow(walked)
+    told = causes.found[0] if causes and causes.found and status == "FAIL" and bad and bad.rung else None
+    if told and bad:
+        # What was proven takes the place of what the gate would guess.
+        known = {"cause": told.detail, "fix": told.fix}
+        walked = [gate.model_copy(update=known) if gate.stage == bad.stage else gate for gate in walked]
     sides = (side_scores(reference, terms.labels), side_scores(candidate, terms.labels))
+    split = f"{reference.header.split} " if reference.header.split else ""
+    images = f"{len(pairs)} {split}image{'s'[: len(pairs) != 1]}"
+    alike = sum(a.label == b.label for a, b in pairs)
+    said = headline(status, bad, sides, difference, bool(terms.labels), images, alike, walked)
+    # An undecided verdict's headline is its cause.
+    why = "" if status == "INCONCLUSIVE" else told.detail if told else bad.cause if bad else ""
     return Verdict(
+        name=terms.name,
         status=status,
         exit_code=EXIT_CODES[status],
-        headline=_headline(status, bad, sides, causes) + "".join(f" ({one})" for one in changed),
+        headline=said + "".join(f" ({one})" for one in changed),
         first_bad_stage=bad.stage if bad else None,
-        cause=told.detail if told else bad.cause if bad else "",
+        cause=why,
         fix=told.fix if told else bad.fix if bad else "",
         notes=_notes(reference.header, ladder, walked, changed),
         n=len(pairs),
@@ -125,7 +137,7 @@ def judge(
         evidence=_evidence(reference, candidate, ladder, baseline),
         limits=limits,
         difference=difference,
-        agreement=sum(a.label == b.label for a, b in pairs) / len(pairs),
+        agreement=alike / len(pairs),
         flips=flips_of(pairs, ladder, limits),
         label_logprobs=drift(pairs),
         reference=sides[0],
@@ -144,15 +156,18 @@ def judge_runs(
     ladder: Ladder | None = None,
     gate: Gate | None = None,
     baseline: Baseline | None = None,
+    cause_of: CauseOf | None = None,
 ) -> Verdict:
     """Judge several runs, (name, results), of the candidate one by one; the worst verdict carries all their scores.
 
-    ``ladder`` is used for the run that it belongs to. One run gives what :func:`judge` gives. Raises as it does.
+    ``ladder`` is used for the run that it belongs to. ``cause_of``: what made a candidate's pixels differ. One run
+    gives what :func:`judge` gives. Raises as it does.
     """
     verdicts = []
     for _, candidate in candidates:
         own = ladder if ladder and belongs(ladder, reference, candidate) else None
-        verdicts.append(judge(reference, candidate, terms, checks, own, gate, baseline))
+        causes = cause_of(reference, candidate) if cause_of else None
+        verdicts.append(judge(reference, candidate, terms, checks, own, gate, baseline, causes))
     worst = max(verdicts, key=lambda verdict: (_SEVERITY.index(verdict.status), -verdict.difference.points))
     if len(verdicts) == 1:
         return worst
@@ -186,20 +201,6 @@ def conclude(walked: Sequence[GateResult]) -> tuple[Status, GateResult | None]:
         return "FAIL", red[0]
     open_gate = next((gate for gate in walked if gate.status == "undecided"), None)
     return ("INCONCLUSIVE", open_gate) if open_gate else ("PASS", None)
-
-
-def _headline(status: Status, bad: GateResult | None, sides: tuple[Side, Side], causes: Causes | None) -> str:
-    ours, theirs = (display_name(side.side) for side in sides)
-    if bad is None:
-        return f"{theirs} is as good as {ours}, within the margin"
-    if status == "REFUSED":
-        return f"these two sides cannot be compared: {bad.detail}"
-    if status == "INCONCLUSIVE":
-        return bad.cause
-    if bad.stage == "baseline":
-        return f"{theirs} is worse than its baseline"
-    why = f" ({', '.join(cause.kind for cause in causes.found)})" if causes and causes.found else ""
-    return f"the sides part at: {bad.stage}{why}"
 
 
 def overrides(stated: Gate, used: Gate) -> tuple[str, ...]:
@@ -257,7 +258,7 @@ def as_judged(reference: Results, candidate: Results, terms: Terms) -> tuple[Res
 
 def _paired(reference: Results, candidate: Results) -> list[Pair]:
     """Rows of the same key, by image id, or UserError."""
-    ours, theirs = reference.header.side, candidate.header.side
+    ours, theirs = reference.header.shown, candidate.header.shown
     for a, b, results in ((ours, theirs, reference), (theirs, ours, candidate)):
         other = candidate if results is reference else reference
         lost = [row for key, row in results.rows.items() if key not in other.rows]
@@ -287,8 +288,8 @@ def check_labels(results: Results, contract: Terms) -> None:
         for label in (row.truth, row.label, *row.label_logprobs):
             if label is not None and label not in known:
                 raise UserError(
-                    f"image {row.image_id} in {results.header.side}'s results has the label {label!r}, none of those of"
-                    f" contract {contract.name!r} ({', '.join(contract.labels)}): judge by the contract it ran under"
+                    f"image {row.image_id} in {results.header.shown}'s results has the label {label!r}, none of those"
+                    f" of contract {contract.name!r} ({', '.join(contract.labels)}): judge by the contract it ran under"
                 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from parity.compare.ladder import Ladder
 from parity.judge.baseline import Baseline
+from parity.judge.causes import Causes
 from parity.judge.gates.device import (
     STATED,
     audit_of,
@@ -16,7 +17,7 @@ from parity.judge.gates.device import (
 )
 from parity.judge.judge import EXIT_CODES, check_labels, conclude, judge
 from parity.judge.plan import Plan, Wishes, find_plan, make_plan, plan_digest
-from parity.judge.verdict import GateResult, Status, Verdict, display_name
+from parity.judge.verdict import GateResult, Status, Verdict
 from parity.results import Results
 from pipeline.contract import Contract, Gate
 from pipeline.core.errors import UserError
@@ -43,7 +44,7 @@ def draw_plan(
         raise UserError(f"--seed {seed[:80]}: a seed is 64 hex digits; leave it out, and it is drawn")
     gate = contract.gate.model_copy(update={"margin_points": wishes.margin_points})
     verdict = judge(reference, host, contract, checks, ladder, gate)
-    name = display_name(host.header.side)
+    name = host.header.shown
     if verdict.status != "PASS":
         raise UserError(
             f"no plan: {name} itself is {verdict.status} ({verdict.headline}), and a phone is held against it; `parity"
@@ -68,11 +69,12 @@ def judge_phone(
     ladder: Ladder | None = None,
     gate: Gate | None = None,
     baseline: Baseline | None = None,
+    causes: Causes | None = None,
 ) -> Verdict:
     """Judge a host by the reference on all pictures, and a phone by its plan on those that it has answered.
 
-    ``device`` may be unfinished. The margin is the plan's; the rest is as for :func:`parity.judge.judge.judge`. Raises
-    UserError as that does.
+    ``causes``: what made the phone's pixels differ. ``device`` may be unfinished. The margin is the plan's; the rest is
+    as for :func:`parity.judge.judge.judge`. Raises UserError as that does.
     """
     limits = (gate or contract.gate).model_copy(update={"margin_points": plan.wishes.margin_points})
     verdict = judge(reference, host, contract, checks, ladder, limits, baseline)
@@ -88,6 +90,9 @@ def judge_phone(
         audit = audit_of(prefix, host, device, claim_of(reference, device, plan))
         notes += _notes(device, plan, audit.uncounted)
     status, bad = conclude(walked)
+    if bad and bad.stage == "device pixels" and causes and causes.found:
+        proven = bad.model_copy(update={"cause": causes.found[0].detail, "fix": causes.found[0].fix})
+        walked, bad = [proven if gate is bad else gate for gate in walked], proven
     evidence = verdict.evidence | {"plan": plan_digest(plan)}
     if device.sha256:
         evidence["device"] = device.sha256
@@ -97,7 +102,7 @@ def judge_phone(
             "exit_code": EXIT_CODES[status],
             "headline": _headline(verdict, status, bad, device),
             "first_bad_stage": bad.stage if bad else None,
-            "cause": bad.cause if bad else "",
+            "cause": "" if status == "INCONCLUSIVE" else bad.cause if bad else "",
             "fix": bad.fix if bad else "",
             "gates": tuple(walked),
             "notes": tuple(notes),
@@ -110,26 +115,28 @@ def judge_phone(
 def claim_of(reference: Results, device: Results, plan: Plan) -> str:
     """What a PASS says. The pictures stand for others like them; nothing is said of each of these."""
     return (
-        f"on photos like these, {display_name(device.header.side)} is less than {plan.wishes.margin_points:g} points"
-        f" worse than {display_name(reference.header.side)} (one-sided, {100 * (1 - plan.alpha):g} % confidence)"
+        f"on photos like these, {device.header.shown} is less than {plan.wishes.margin_points:g} points"
+        f" worse than {reference.header.shown} (one-sided, {100 * (1 - plan.alpha):g} % confidence)"
     )
 
 
 def _headline(verdict: Verdict, status: Status, bad: GateResult | None, device: Results) -> str:
-    name = display_name(device.header.side)
+    name = device.header.shown
     others = "".join(f" ({one})" for one in verdict.overrides)
     if bad is None:
-        ours, theirs = (display_name(side.side) for side in (verdict.reference, verdict.candidate))
-        return f"{theirs} and {name} are as good as {ours} on photos like these, within the margin{others}"
+        allowed = verdict.difference.margin_points
+        return f"OK to ship: on photos like these {name} is less than {allowed:g} points worse{others}"
     if bad in verdict.gates:  # the host's
         return verdict.headline
     if status == "REFUSED":
-        return f"{name} cannot be judged by this plan: {bad.detail}{others}"
-    return (bad.cause if status == "INCONCLUSIVE" else f"{name} parts from the host at: {bad.stage}") + others
+        return f"Nothing was judged of {name}: {bad.detail}{others}"
+    if status == "INCONCLUSIVE":
+        return f"Undecided: {bad.cause}{others}"
+    return f"Do not ship: {name} differs from the host at {bad.stage.removeprefix('device ')}{others}"
 
 
 def _notes(device: Results, plan: Plan, uncounted: int) -> list[str]:
-    name = display_name(device.header.side)
+    name = device.header.shown
     notes = []
     if STATED not in device.header.runtime:
         notes.append(f"{name}'s results do not say by which plan it ran (runtime.{STATED})")

@@ -267,7 +267,7 @@ def check_plan(plan: Plan, reference: Results, host: Results) -> str | None:
     """What of a plan does not follow from the results that it is to be judged with, in words; None where all does."""
     for results, bound in ((reference, plan.reference), (host, plan.host)):
         if results.sha256 is None or bound != _bound(results):
-            return f"it was made for other results of {results.header.side} than these"
+            return f"it was made for other results of {results.header.shown} than these"
     try:
         again = make_plan(reference, host, plan.wishes, plan.seed, plan.seed_drawn)
     except UserError as error:

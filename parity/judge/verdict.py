@@ -2,8 +2,9 @@
 
 Made by :mod:`parity.judge.judge`, shown by :mod:`parity.report`. Needs no model library.
 
-Invariants of a :class:`Verdict`, in this order: REFUSED exactly where the gate ``provenance`` or ``device provenance``
-is red; FAIL where another gate is red; INCONCLUSIVE where none is red and one is undecided; PASS otherwise.
+Invariants of a :class:`Verdict`, in this order: REFUSED exactly where the gate ``provenance``, ``bundle`` or
+``device provenance`` is red; FAIL where another gate is red; INCONCLUSIVE where none is red and one is undecided; PASS
+otherwise.
 ``first_bad_stage`` is the first red gate, or the first undecided one; where it is REFUSED the one that refuses. Every
 confusion matrix sums to ``n``.
 """
@@ -13,29 +14,22 @@ from typing import Literal
 from parity.compare.ladder import Rung
 from parity.judge.audit import Stop
 from parity.judge.causes import Causes
+from parity.judge.notebook import verdict_html
 from parity.results import Header
 from pipeline.contract import Gate
 from pipeline.core.jsonl import Hex
 from pipeline.core.settings import Frozen
 from pipeline.dataset.split import Split
 
-SCHEMA_VERSION: Literal[5] = 5
+SCHEMA_VERSION: Literal[6] = 6
 """Of ``verdict.json``."""
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE", "REFUSED"]
 GateStatus = Literal["green", "red", "undecided", "not measured"]
 
 
-_NAMES = {"hf": "Hugging Face", "llamacpp": "llama.cpp"}
-
-
 def images_name(verdict: "Verdict") -> str:
     """``test images``, ``validation images``, or ``images`` where it is unknown which."""
     return f"{verdict.split} images" if verdict.split else "images"
-
-
-def display_name(side: str) -> str:
-    """A side's name as a person knows it."""
-    return _NAMES.get(side, side)
 
 
 class Worst(Frozen):
@@ -50,8 +44,8 @@ class GateResult(Frozen):
     """One check's outcome."""
 
     stage: str
-    """``provenance``, ``runtime``, ``letterbox``, ``decoded``, ``pixels``, ``tiles``, ``tokens``, ``embeddings``,
-    ``logits``, ``generation``, ``answers``, ``accuracy``, ``classes``, ``agreement``,
+    """``provenance``, ``runtime``, ``letterbox``, ``bundle``, ``decoded``, ``pixels``, ``tiles``, ``tokens``,
+    ``embeddings``, ``logits``, ``generation``, ``answers``, ``accuracy``, ``classes``, ``agreement``,
     ``score``, ``baseline``; of a phone that is held against
     the host by a plan: ``device provenance``, ``device runtime``, ``device pixels``, ``device tokens``,
     ``device logits``, ``device answers``, ``audit``, ``device classes``."""
@@ -296,12 +290,14 @@ class Audit(Frozen):
 class Verdict(Frozen):
     """All that is known of two sides; see the module's docstring."""
 
-    schema_version: Literal[5] = SCHEMA_VERSION
+    schema_version: Literal[6] = SCHEMA_VERSION
+    name: str
+    """Of the contract, or of a check's terms."""
     status: Status
     exit_code: int
     """0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 REFUSED."""
     headline: str
-    """The verdict in one sentence."""
+    """The verdict in one sentence, for whoever ships."""
     first_bad_stage: str | None
     cause: str
     """Of the first red (else undecided) gate; empty on PASS."""
@@ -341,3 +337,7 @@ class Verdict(Frozen):
     """Where a phone was judged by a plan; all else but the gates is then of the host, which is the candidate."""
     reference_header: Header
     candidate_header: Header
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        return verdict_html(self)

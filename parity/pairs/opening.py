@@ -248,6 +248,7 @@ class Opened:
         runtime = self.terms.runtime.model_dump(mode="json", exclude={"threads"})
         runtime |= {"n_threads": side.n_threads, "n_ctx": self.n_ctx, "gpu": self.gpu}
         runtime |= {"text_matrices": tensor_types(text), "mmproj_matrices": tensor_types(mmproj)}
+        runtime |= {"files": f"{text.name} + {mmproj.name}"}
         device = machine() | {"llama_cpp": _built_for()}
         return self._header(
             "llamacpp", "llama.cpp", code, {"model": half_sha256(text), "mmproj": half_sha256(mmproj)},

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from parity.compare.ladder import RUNGS
 from parity.judge.verdict import GateResult, Verdict
+from parity.report.brief import brief, of_limit, shown_gates
 from parity.report.rows import Pair, margin
 
 
@@ -44,45 +45,40 @@ def axis(values: Iterable[float], steps: int = 6, floor: float = -math.inf, ceil
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A rung's number on a logarithmic scale, places in percent."""
+class Gauge:
+    """A stage's number by its limit, places in percent of the width."""
 
     value: float
-    limit: float | None
+    limit: float
     floor: float | None
-    decades: tuple[tuple[float, str], ...]
-    """(place, text) of the powers of ten."""
+    words: str
+    """``6 % of the limit``"""
 
 
-ZERO_END = 12.0
-"""Percent of a rung's scale that lie before its first power of ten; 0 stands at the very left."""
+LIMIT_AT = 62.0
+"""Percent of a gauge's width at which every stage's limit stands."""
+DECADES = 3.0
+"""Powers of ten between the left end and the limit; right of it stand as many as fit."""
 
 
-def bar(gate: GateResult) -> Bar | None:
-    """None where the check has no number."""
-    if gate.value is None:
+def gauge(gate: GateResult) -> Gauge | None:
+    """None for a check without a limit above 0: what must not differ at all is counted instead."""
+    limit = gate.limit
+    if gate.value is None or not limit:
         return None
-    given = [abs(v) for v in (gate.value, gate.limit, gate.floor) if v is not None and math.isfinite(v)]
-    known = [v for v in given if v > 0] or [1.0]
-    # At least two decades, and room for the marks at both ends.
-    low, high = math.floor(math.log10(min(known)) - 0.1), math.ceil(math.log10(max(known)) + 0.1)
-    high = max(high, low + 2)
 
     def at(value: float) -> float:
-        size = abs(value)
-        if size == 0:
+        if value <= 0:
             return 0.0
-        if not math.isfinite(size):
+        if not math.isfinite(value):
             return 100.0
-        return round(ZERO_END + (100 - ZERO_END) * (math.log10(size) - low) / (high - low), 3)
+        return round(min(max(LIMIT_AT * (1 + math.log10(value / limit) / DECADES), 0.0), 100.0), 2)
 
-    step = max(1, math.ceil((high - low) / 4))
-    ticks = [(at(10.0**power), power_of_ten(power)) for power in range(low, high + 1, step)]
-    return Bar(
-        value=at(gate.value),
-        limit=None if gate.limit is None else at(gate.limit),
-        floor=None if gate.floor is None else at(gate.floor),
-        decades=((0.0, "0"), *ticks),
+    return Gauge(
+        value=max(at(abs(gate.value)), 0.5),
+        limit=LIMIT_AT,
+        floor=None if gate.floor is None else at(abs(gate.floor)),
+        words=of_limit(gate),
     )
 
 
@@ -99,15 +95,24 @@ class Step:
     name: str
     gate: GateResult | None
     """None where the verdict has no such check."""
-    bar: Bar | None
+    gauge: Gauge | None
     status: str
     rails: str
-    """``joined``: the sides are still together; ``parting``: here they part; ``apart``: after that."""
+    """``joined``: the outputs still agree; ``parting``: here they diverge; ``apart``: after that."""
+    said: str
+    """What was found, in a line."""
+    open: bool
+    """Whether all of it is shown: what decides the verdict, not what is green or follows from that."""
+
+
+def _said(gate: GateResult) -> str:
+    """A folded stage's line; how many differ, or by how much, stands beside it."""
+    return brief(gate) if gate.red or gate.status == "not measured" else gate.detail.split(";")[0]
 
 
 def steps(verdict: Verdict) -> list[Step]:
-    """S0 to S7. The sides part at the first red rung; where the verdict is REFUSED they were never together."""
-    gates = {gate.rung: gate for gate in verdict.gates if gate.rung}
+    """S0 to S7. The outputs diverge at the first red stage; where the verdict is REFUSED they were never together."""
+    gates = {gate.rung: gate for gate in shown_gates(verdict) if gate.rung}
     result = []
     rails = "apart" if verdict.status == "REFUSED" else "joined"
     for rung, name in RUNGS.items():
@@ -121,9 +126,11 @@ def steps(verdict: Verdict) -> list[Step]:
                 rung,
                 gate.stage if gate else name,
                 gate,
-                bar(gate) if gate else None,
+                gauge(gate) if gate else None,
                 gate.status if gate else "not measured",
                 rails,
+                _said(gate) if gate else "",
+                gate is not None and gate.stage == verdict.first_bad_stage,
             )
         )
     return result

@@ -1,5 +1,6 @@
 """All reports of a verdict, in files."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from parity.compare.ladder import Ladder
@@ -11,6 +12,14 @@ from parity.report.screen import render_text
 from parity.report.summary import summary
 from parity.results import Results
 from pipeline.core.files import write_bytes, write_text
+
+
+def written_at(path: Path) -> datetime | None:
+    """When a file was last written, in UTC; None where it is not there."""
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except OSError:
+        return None
 
 
 def write_reports(
@@ -25,7 +34,8 @@ def write_reports(
 
     ``image_of``: key -> the canvas's file as the dataset has it (PNG), or None where there is none.
     """
-    write_text(folder / "report.html", render_page(verdict, reference, candidate, ladder, image_of))
+    written = written_at(folder / f"{candidate.header.side}.results.jsonl")
+    write_text(folder / "report.html", render_page(verdict, reference, candidate, ladder, image_of, written=written))
     write_bytes(folder / "junit.xml", junit_xml(verdict, reference, candidate))
     write_text(folder / "summary.md", summary(verdict))
     write_text(folder / "verdict.txt", render_text(verdict))

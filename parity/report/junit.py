@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from xml.etree import ElementTree
 
 from parity.judge.statistics import tango
-from parity.judge.verdict import ClassScore, GateResult, Verdict, display_name
-from parity.results import Results
+from parity.judge.verdict import ClassScore, GateResult, Verdict
+from parity.results import Results, display_name
 
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, not even escaped."""

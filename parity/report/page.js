@@ -195,7 +195,7 @@
     const m = data.measured && data.measured[i];
     const about = [
       ["truth", truth(i)], ["answers", kindWords[kind(i)]],
-      ["parted at", parted >= 0 ? data.rungs[parted].join(" ") : m ? "no rung" : "not known"],
+      ["diverged at", parted >= 0 ? data.rungs[parted].join(" ") : m ? "no stage" : "not known"],
       ...[0, 1].map((side) => [data.sides[side] + " wrote", "“" + text(side, i) + "”"]),
       ...[0, 1].map((side) => [data.sides[side] + " margin", margin(side, i) === null ? "–" : short(margin(side, i)) + " nats"]),
       ["key", make("code", {}, data.key[i] + "…")], ["place", at + 1 + " of " + around.length],

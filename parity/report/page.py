@@ -11,22 +11,27 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
 import jinja2
 
 from parity.compare.ladder import RUNGS, Ladder
-from parity.judge.verdict import Audit, Verdict, display_name
+from parity.judge.verdict import Audit, Verdict
+from parity.report.brief import cause_name, photos_needed, proven, shown_gates, what_ran
 from parity.report.drawing import axis, scatter, steps
+from parity.report.explained import why
 from parity.report.layers import layer_chart
 from parity.report.pictures import Budget, ImageOf, Pictures, collect, counted
 from parity.report.provenance import provenance
 from parity.report.rows import KINDS, NO_ANSWER, Kind, Pair, columns, pair_up, probabilities
 from parity.report.staircase import bet_words, class_words, pass_line, staircase, stop_words
-from parity.results import Results
+from parity.results import Results, display_name
 
-FLIP_CARDS = 200
+SHOWN_CARDS = 12
+"""Flips that are seen at first."""
+FLIP_CARDS = 60
 """Flips written out in the HTML; the list of all images has the others."""
 CARD_LABELS = 6
 """Labels in a card's distribution; the dialog shows all."""
@@ -43,8 +48,10 @@ def render_page(
     ladder: Ladder | None,
     image_of: ImageOf,
     budget: Budget | None = None,
+    written: datetime | None = None,
 ) -> str:
-    """The whole page. ``image_of``: see :data:`parity.report.pictures.ImageOf`."""
+    """The whole page. ``image_of``: see :data:`parity.report.pictures.ImageOf`. ``written``: when the candidate's
+    results were."""
     pairs = pair_up(verdict, reference, candidate, ladder)
     flips = sorted((pair for pair in pairs if pair.kind != "same"), key=lambda pair: _ORDER.index(pair.kind))
     worst = [worst.key for gate in verdict.gates for worst in gate.worst]
@@ -54,7 +61,8 @@ def render_page(
     layers = verdict.causes.layers if verdict.causes else ()
     headers = (reference.header, candidate.header)
     budget = budget or Budget()
-    pictures = collect(pairs, [*(pair.key for pair in flips), *worst], headers, image_of, budget)
+    whole = [*(pair.key for pair in flips[:SHOWN_CARDS]), *worst, *(pair.key for pair in flips)]
+    pictures = collect(pairs, whole, headers, image_of, budget)
     style, script = _text("page.css"), _text("page.js")
     return _environment().get_template("page.html.j2").render(
         v=verdict,
@@ -63,9 +71,15 @@ def render_page(
         style=style,
         script=script,
         policy=_policy(style, script),
-        steps=steps(verdict),
-        off_ladder=[gate for gate in verdict.gates if gate.rung is None],
-        unmeasured=[gate for gate in verdict.gates if gate.status == "not measured"],
+        steps=(walked := steps(verdict)),
+        diverge=next((f"{step.rung} {step.name}" for step in walked if step.rails == "parting"), ""),
+        proven=proven(verdict),
+        cause_name=cause_name(verdict),
+        ran=what_ran(verdict, written),
+        photos_needed=photos_needed(verdict),
+        shown=SHOWN_CARDS,
+        off_ladder=[gate for gate in shown_gates(verdict) if gate.rung is None],
+        unmeasured=[gate for gate in shown_gates(verdict) if gate.status == "not measured"],
         **_phone(verdict.audit),
         ladder=ladder,
         layer_charts=[chart for one in layers if (chart := layer_chart(one))],
@@ -99,7 +113,7 @@ def _phone(audit: Audit | None) -> dict[str, Any]:
     if audit is None:
         return {}
     return {
-        "device": display_name(audit.device_header.side),
+        "device": audit.device_header.shown,
         "stairs": staircase(audit),
         "stop": stop_words(audit),
         "line": pass_line(audit.rows),
@@ -155,11 +169,11 @@ def _sentence(text: str) -> str:
 
 
 def _parted_words(flips: Sequence[Pair], walked: bool) -> str:
-    """At which rungs the flips parted, in words."""
+    """At which stages the flips diverged, in words."""
     found = Counter(pair.parted for pair in flips)
-    parts = [f"{found[rung]} parted at {rung} {name}" for rung, name in RUNGS.items() if found[rung]]
+    parts = [f"{found[rung]} diverged at {rung} {name}" for rung, name in RUNGS.items() if found[rung]]
     if found[None]:
-        parts.append(f"{found[None]} " + ("at no rung but the answer" if walked else "where no ladder says"))
+        parts.append(f"{found[None]} " + ("at no stage but the answer" if walked else "where no ladder says"))
     return "; ".join(parts)
 
 
@@ -191,6 +205,8 @@ class _Card:
     bars: list[_LabelBar]
     more: int
     """Labels left out."""
+    why: str
+    """Whether noise explains it, or where it diverged."""
     common: int = 0
     """Characters that both answers begin with, up to the word at which they part."""
 
@@ -198,7 +214,7 @@ class _Card:
 def _card(pair: Pair, verdict: Verdict) -> _Card:
     shares = [probabilities(row, verdict.labels) for row in (pair.reference, pair.candidate)]
     if all(share is None for side in shares for share in side):
-        return _Card(pair, [], 0, _common(pair.reference.text, pair.candidate.text))
+        return _Card(pair, [], 0, why(pair, verdict), _common(pair.reference.text, pair.candidate.text))
     named = {pair.reference.truth, pair.reference.label, pair.candidate.label}
     order = sorted(
         range(len(verdict.labels)),
@@ -213,7 +229,7 @@ def _card(pair: Pair, verdict: Verdict) -> _Card:
         )
         for i in shown
     ]
-    return _Card(pair, bars, len(verdict.labels) - len(shown))
+    return _Card(pair, bars, len(verdict.labels) - len(shown), why(pair, verdict))
 
 
 def _common(a: str, b: str) -> int:

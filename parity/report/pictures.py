@@ -29,8 +29,8 @@ ImageOf = Callable[[str], bytes | None]
 class Budget:
     """How much of a page may be pictures, before base64 makes it a third more."""
 
-    full_bytes: int = 32 << 20
-    """Whole canvases. The project's own are 75 KB each, so that this is 440 of them."""
+    full_bytes: int = 6 << 20
+    """Whole canvases. The project's own are 75 KB each, so that this is 80 of them."""
     previews: int = 10_000
     preview_bytes: int = 16 << 20
     side: int = 64

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from parity.compare.ladder import RUNGS, Ladder, Measured, Rung
 from parity.judge.gates.limits import parted_at
-from parity.judge.verdict import Verdict, display_name
-from parity.results import Results, Row
+from parity.judge.verdict import Verdict
+from parity.results import Results, Row, display_name
 
 Kind = Literal["same", "lost", "won", "other"]
 """Equal answers; right to wrong; wrong to right; wrong to other wrong."""

@@ -1,33 +1,36 @@
 """What a run left on the disk, judged again: a report is never made of a verdict that its files do not give."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from pydantic import ValidationError
 
 from parity.compare.ladder import Ladder
 from parity.judge.baseline import BASELINE, read_baseline
 from parity.judge.beside import find_contract, find_ladder
+from parity.judge.bundle import HALVES, halves_in
+from parity.judge.canvases import CanvasOf, Pixels
 from parity.judge.causes import CAUSES, read_causes
 from parity.judge.goldens import checks_of
 from parity.judge.judge import as_judged, judge
 from parity.judge.phone import judge_phone
 from parity.judge.plan import PLAN, read_plan
-from parity.judge.verdict import SCHEMA_VERSION, Verdict
-from parity.results import Results, read_results
+from parity.judge.verdict import SCHEMA_VERSION, GateResult, Verdict
+from parity.results import Header, Results, read_results
 from parity.terms import Terms
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
-from pipeline.core.files import sha256_file
+from pipeline.dataset.records import STORED_FORMATS
 
 DEVICE = "device"
 """What a phone's side is called."""
 PHOTOS = "photos.json"
 """Beside a check's results: key -> where the picture's file is, seen from that folder."""
-HALVES = {"model", "mmproj"}
-"""What llama.cpp's side calls the two files of a bundle."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,20 @@ def _judge_again(
     """What the files give now, under the limits that the verdict was given under."""
     held = any(gate.stage == "baseline" for gate in verdict.gates)
     baseline = read_baseline(folder / BASELINE) if held else None
-    rest = checks_of(contract), ladder, verdict.gate, baseline
+    rest = ladder, verdict.gate, baseline, read_causes(folder / CAUSES)
     if "plan" in verdict.evidence and isinstance(contract, Contract):
         side = verdict.audit.device_header.side if verdict.audit else DEVICE
         device = read_results(folder / f"{side}.results.jsonl", unfinished=True)
-        made = judge_phone(reference, candidate, device, read_plan(folder / PLAN), contract, *rest)
+        checks = _checks(verdict, contract, device.header)
+        made = judge_phone(reference, candidate, device, read_plan(folder / PLAN), contract, checks, *rest)
     else:
-        made = judge(reference, candidate, contract, *rest, read_causes(folder / CAUSES))
+        made = judge(reference, candidate, contract, _checks(verdict, contract, candidate.header), *rest)
     return made.model_copy(update={"runs": verdict.runs})
+
+
+def _checks(verdict: Verdict, contract: Terms, judged: Header) -> list[GateResult]:
+    """The gates that were tried apart from the sides; a bundle that was held against is checked by its hashes below."""
+    return checks_of(contract, judged) + [gate for gate in verdict.gates if gate.stage == "bundle"]
 
 
 def _check_stale(folder: Path, verdict: Verdict, made: Verdict) -> None:
@@ -106,10 +115,9 @@ def _check_bundle(folder: Path, verdict: Verdict) -> None:
     judged = verdict.candidate_header.model
     if not bundle.is_dir() or judged.keys() != HALVES:
         return
-    found = {path.name: sha256_file(path) for path in sorted(bundle.glob("*.gguf"))}
-    half = {name: "mmproj" if name.startswith("mmproj-") else "model" for name in found}
-    others = [name for name, value in found.items() if value != judged[half[name]]]
-    if others or set(half.values()) != judged.keys():
+    found = halves_in(bundle)
+    others = [name for half, (name, value) in found.items() if value != judged[half]]
+    if others or found.keys() != judged.keys():
         what = (
             f"{bundle / others[0]} is not a file that was judged"
             if others
@@ -137,6 +145,23 @@ def read_verdict(path: Path) -> Verdict:
         item = error.errors()[0]
         where = ".".join(str(part) for part in item["loc"])
         raise UserError(f"{path} is not a verdict: {where}: {item['msg']}; judge again") from None
+
+
+def canvases(image_of: Callable[[str], bytes | None]) -> CanvasOf:
+    """The same pictures decoded."""
+
+    def canvas_of(key: str) -> Pixels | None:
+        data = image_of(key)
+        try:
+            return (
+                None
+                if data is None
+                else np.asarray(Image.open(io.BytesIO(data), formats=STORED_FORMATS).convert("RGB"))
+            )
+        except Exception:  # damaged files raise nearly anything
+            return None
+
+    return canvas_of
 
 
 def photo_images(folder: Path) -> Callable[[str], bytes | None]:

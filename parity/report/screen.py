@@ -1,9 +1,10 @@
 """A verdict as a person reads it: on a terminal with colours, elsewhere as plain text that says the same.
 
-Nothing is told by colour alone. Made for 80 to 100 columns.
+Nothing is told by colour alone. Made for 80 to 100 columns: the verdict stands last, where a terminal still shows it.
 """
 
 import io
+from collections.abc import Sequence
 from itertools import zip_longest
 
 from rich import box
@@ -15,8 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.compare.ladder import RUNGS
-from parity.judge.verdict import Flip, Flips, GateResult, GateStatus, Side, Status, Verdict, display_name, images_name
+from parity.judge.verdict import Flip, Flips, GateResult, GateStatus, Side, Status, Verdict, images_name
+from parity.report.brief import brief, flips_line, further_causes, shown_gates, what_ran
 from parity.report.staircase import bet_words, class_words, pass_line, stop_words
+from parity.results import display_name
 from pipeline.evaluation import confusion_lines
 
 MAX_WIDTH = 100
@@ -28,7 +31,7 @@ SHOWN_CONFUSIONS = 10
 SHOWN_TEXT = 150
 """Characters of an open answer."""
 
-_STYLES: dict[Status, str] = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "REFUSED": "magenta"}
+_STYLES: dict[Status, str] = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "REFUSED": "yellow"}
 _MARKS: dict[GateStatus, tuple[str, str]] = {
     "green": ("✓ ok", "green"),
     "red": ("✗ RED", "bold red"),
@@ -39,36 +42,74 @@ _ASCII = str.maketrans({"✓": "+", "✗": "X", "→": ">", "·": ".", "…": "~
 """For a terminal that can show ASCII alone; the marks stand beside words."""
 
 
-def render_text(verdict: Verdict, width: int = 88) -> str:
+def render_text(verdict: Verdict, width: int = 88, verbose: bool = True) -> str:
     """The verdict as plain text at most ``width`` columns wide, without trailing spaces, one newline at the end."""
     buffer = io.StringIO()
-    _print(verdict, Console(file=buffer, width=width, color_system=None, force_terminal=False, legacy_windows=False))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().split("\n")) + "\n"
+    console = Console(file=buffer, width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    _print(verdict, console, verbose)
+    return _trimmed(buffer.getvalue())
 
 
-def print_verdict(verdict: Verdict, console: Console) -> None:
-    """Print the verdict; in ASCII alone where the console's encoding has no more."""
-    if console.encoding.lower().startswith("utf"):
-        _print(verdict, console)
-    else:
-        plain = render_text(verdict, console.width).translate(_ASCII).encode("ascii", "replace").decode()
-        console.out(plain, end="", highlight=False)
+def print_verdict(verdict: Verdict, console: Console, verbose: bool = False, then: Sequence[str] = ()) -> None:
+    """Print the verdict, and last what it comes to; in ASCII alone where the console's encoding has no more.
+
+    ``verbose``: with all that was measured, else a line a check. ``then``: lines below it: where the report is, what to
+    run next.
+    """
+    _print(verdict, console, verbose, then)
 
 
-def _print(verdict: Verdict, console: Console) -> None:
+def _trimmed(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.rstrip().split("\n")) + "\n"
+
+
+def _print(verdict: Verdict, console: Console, verbose: bool, then: Sequence[str] = ()) -> None:
     width = min(console.width, MAX_WIDTH)
-    parts: list[RenderableType] = [_headline(verdict), _sides(verdict), _facts(verdict), _gates(verdict)]
+    parts = _all(verdict, width) if verbose else [_brief_gates(verdict, width)]
+    parts.append(_headline(verdict))
+    parts += [Text(plain(line), overflow="fold") for line in then]
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part, width=width)
+    text = _trimmed(captured.get())
+    if not console.encoding.lower().startswith("utf"):
+        text = text.translate(_ASCII).encode("ascii", "replace").decode()
+    console.file.write(text)
+
+
+def _all(verdict: Verdict, width: int) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    if verdict.status != "REFUSED":
+        parts += [_sides(verdict), _facts(verdict)]
+    parts += [_gates(verdict)]
     parts += _causes(verdict)
     parts += _audit(verdict)
+    if verdict.status == "REFUSED":
+        return parts
     parts += _runs(verdict)
     if verdict.labels:
         parts += _flip_lists(verdict)
         parts += _matrices(verdict, width) if len(verdict.labels) <= MATRIX_LABELS else _confusions(verdict)
     else:
         parts += _answers(verdict)
-    parts += _next(verdict)
-    for part in parts:
-        console.print(part, width=width)
+    return parts
+
+
+def _brief_gates(verdict: Verdict, width: int) -> RenderableType:
+    """A line a check, and one of the answers that changed."""
+    lines = []
+    for gate in shown_gates(verdict):
+        mark, style = _MARKS[gate.status]
+        lines.append((Text(mark[:1], style=style), gate.rung or "", gate.stage, brief(gate)))
+    if verdict.status != "REFUSED":
+        lines.append((Text(" "), "", "flips" if verdict.labels else "answers", flips_line(verdict)))
+    names = max(len(stage) for _, _, stage, _ in lines)
+    found = []
+    for mark_of, rung, stage, said in lines:
+        line = Text.assemble("  ", mark_of, f" {rung:2} {plain(stage):{names}}  ", plain(said))
+        line.truncate(width, overflow="ellipsis")
+        found.append(line)
+    return Group(*found)
 
 
 def plain(text: str) -> str:
@@ -87,17 +128,38 @@ def section(title: str, *parts: RenderableType) -> RenderableType:
 
 def _headline(verdict: Verdict) -> RenderableType:
     d = verdict.difference
-    first = Text.assemble((verdict.status, "bold"), "   ", plain(verdict.headline))
-    equal = round(verdict.agreement * verdict.n)
-    second = (
-        f"{equal} of {verdict.n} answers are equal to the letter"
-        if not verdict.labels
-        else (
-            f"accuracy {verdict.reference.accuracy:.1%} and {verdict.candidate.accuracy:.1%}, {d.points:+.2f} points"
-            f" ({d.margin_points:g} allowed), {verdict.n} {images_name(verdict)}"
-        )
-    )
-    return Panel(Group(first, Text(second)), style=_STYLES[verdict.status], padding=(0, 2))
+    lines: list[RenderableType] = [Text(plain(verdict.headline), style="bold")]
+    if verdict.status == "REFUSED":
+        pass  # nothing was judged, so that a number here would mislead
+    elif verdict.labels:
+        sides = (verdict.reference, verdict.candidate)
+        scores = ", ".join(f"{_name(side)} {side.accuracy:.1%}" for side in sides)
+        interval = f"95 % interval {d.low:+.2f} to {d.high:+.2f}"
+        images = f"{verdict.n} {images_name(verdict)}"
+        lines.append(Text(f"{scores}: {d.points:+.2f} points, {interval}, {d.margin_points:g} allowed; {images}"))
+    else:
+        equal = round(verdict.agreement * verdict.n)
+        lines.append(Text(f"{equal} of {verdict.n} answers are equal to the letter"))
+    if verdict.runs:
+        worst = f"the worst of {len(verdict.runs.runs)} runs, {verdict.runs.mean_points:+.2f} points in the mean"
+        lines.append(Text(worst))
+    if verdict.audit:
+        lines.append(Text(plain(f"{verdict.audit.device_header.shown}: {stop_words(verdict.audit)}")))
+        lines.append(Text(f"PASS after {pass_line(verdict.audit.rows)}"))
+    table = _grid(2)
+    if verdict.cause and verdict.status != "PASS":
+        table.add_row("cause", Text(plain(verdict.cause)))
+    for line in further_causes(verdict):
+        table.add_row("also", Text(plain(line)))
+    if verdict.fix and verdict.status != "PASS":
+        table.add_row("do", Text(plain(verdict.fix)))
+    for note in verdict.notes:
+        table.add_row("note", Text(plain(note), style="dim"))
+    if table.row_count:
+        lines.append(table)
+    lines.append(Text(plain(" · ".join(what_ran(verdict))), style="dim"))
+    title = Text(verdict.status, style="bold")
+    return Panel(Group(*lines), title=title, title_align="left", border_style=_STYLES[verdict.status], padding=(0, 1))
 
 
 def _sides(verdict: Verdict) -> RenderableType:
@@ -151,11 +213,12 @@ def _facts(verdict: Verdict) -> RenderableType:
     )
     table.add_row("McNemar's p", f"{d.mcnemar_p:.3g} (exact), that both are equally often right")
     table.add_row(
-        "p of worse",
-        f"{d.p_inferior:.3g} (score test), that it is worse by {d.margin_points:g} points; ruled out below 0.025",
+        f"p if {d.margin_points:g} worse",
+        f"{d.p_inferior:.3g} (score test): chance of seeing this if truly {d.margin_points:g} points worse; below 0.025"
+        " that is ruled out",
     )
-    enough = "no number rules that out" if d.needed is None else f"a run has to be planned on {d.needed} or more"
-    table.add_row("images", f"{verdict.n}; at the differences seen {enough}")
+    enough = "no number of images would rule it out" if d.needed is None else f"plan a run on {d.needed:,} or more"
+    table.add_row("images", f"{verdict.n:,}; {enough}")
     if verdict.label_logprobs:
         drift = verdict.label_logprobs
         table.add_row(
@@ -169,7 +232,7 @@ def _facts(verdict: Verdict) -> RenderableType:
 
 def _gates(verdict: Verdict) -> RenderableType:
     table = _grid(4)
-    for gate in verdict.gates:
+    for gate in shown_gates(verdict):
         mark, style = _MARKS[gate.status]
         missing = "not measured: " if gate.status == "not measured" else ""
         detail = Text(plain(f"{missing}{gate.detail}"))
@@ -214,7 +277,7 @@ def _audit(verdict: Verdict) -> list[RenderableType]:
     if audit.class_checks:
         table.add_row("classes", class_words(audit.class_checks))
     table.add_row("bet on FAIL", bet_words(audit))
-    return [section(f"{plain(display_name(audit.device_header.side))}, by its plan", table)]
+    return [section(f"{plain(audit.device_header.shown)}, by its plan", table)]
 
 
 def _runs(verdict: Verdict) -> list[RenderableType]:
@@ -345,14 +408,3 @@ def _confusions(verdict: Verdict) -> list[RenderableType]:
     more = len(found) - SHOWN_CONFUSIONS
     rest = [Text(f"and {more} more pairs", style="dim")] if more > 0 else []
     return [section("Commonest confusions", table, *rest)]
-
-
-def _next(verdict: Verdict) -> list[RenderableType]:
-    if verdict.status == "PASS" or not (verdict.cause or verdict.fix):
-        return []
-    table = _grid(2)
-    if verdict.cause:
-        table.add_row("likely", Text(plain(verdict.cause)))
-    if verdict.fix:
-        table.add_row("do", Text(plain(verdict.fix)))
-    return [section("What to do next", table)]

@@ -8,8 +8,10 @@ toolkit does.
 import re
 from collections.abc import Sequence
 
-from parity.judge.verdict import Flip, GateResult, Verdict, display_name, images_name
+from parity.judge.verdict import Flip, GateResult, Verdict, images_name
+from parity.report.brief import cause_name, counted, shown_gates, what_ran
 from parity.report.staircase import pass_line, stop_words
+from parity.results import display_name
 
 MAX_BYTES = 1 << 20
 """What GitHub shows of a step's summary; a longer one is refused whole."""
@@ -34,7 +36,7 @@ def summary(verdict: Verdict) -> str:
     gap, sides = verdict.difference, (verdict.reference, verdict.candidate)
     lines = [f"## {_STATUS[verdict.status]} Parity: {verdict.status}", "", f"**{escape(verdict.headline)}**", ""]
     if verdict.cause:
-        lines += [f"- Likely cause: {escape(verdict.cause)}"]
+        lines += [f"- {cause_name(verdict)}: {escape(verdict.cause)}"]
     if verdict.fix:
         lines += [f"- What to do: {escape(verdict.fix)}"]
     if verdict.status == "INCONCLUSIVE" and gap.needed is not None and verdict.labels and not verdict.audit:
@@ -49,8 +51,7 @@ def summary(verdict: Verdict) -> str:
         f" ±{gap.margin_points:g}; {verdict.agreement:.2%} of the answers are the same."
     )
     open_difference = f"{verdict.agreement:.2%} of the answers are equal to the letter."
-    lines += [
-        "",
+    judged = [
         f"| {verdict.n:,} {images_name(verdict)} | {escape(ours)} | {escape(theirs)} |",
         "| :-- | --: | --: |",
         *(scored if verdict.labels else []),
@@ -58,13 +59,20 @@ def summary(verdict: Verdict) -> str:
         "",
         difference if verdict.labels else open_difference,
         "",
+    ]
+    refused = verdict.status == "REFUSED"
+    lines += [
+        "",
+        *([] if refused else judged),
         *_causes(verdict),
         "| | check | value | limit | floor | |",
         "| :-- | :-- | --: | --: | --: | :-- |",
-        *(_gate(gate) for gate in verdict.gates),
+        *(_gate(gate) for gate in shown_gates(verdict)),
         "",
         *_phone(verdict),
-        *_flips(verdict, ours, theirs),
+        *([] if refused else _flips(verdict, ours, theirs)),
+        escape(" · ".join(what_ran(verdict))),
+        "",
     ]
     for note in verdict.notes[:20]:
         lines.append(f"> Note: {escape(note)}\n")
@@ -79,7 +87,7 @@ def _phone(verdict: Verdict) -> list[str]:
     if audit is None:
         return []
     lines = [
-        f"**{escape(display_name(audit.device_header.side))}, by its plan**: {escape(audit.claim)}.",
+        f"**{escape(audit.device_header.shown)}, by its plan**: {escape(audit.claim)}.",
         "",
         f"- Stop: {escape(stop_words(audit))}",
         f"- PASS after {pass_line(audit.rows)}",
@@ -122,9 +130,9 @@ def _flips(verdict: Verdict, ours: str, theirs: str) -> list[str]:
     if not total:
         return ["No flips: both sides answer every image alike."]
     lines = [
-        f"**{total:,} flips**: " + ", ".join(f"{found.count:,} {kind}" for kind, found in kinds.items()) + ".",
+        f"**{counted(total, 'flip')}**: " + ", ".join(f"{found.count:,} {kind}" for kind, found in kinds.items()) + ".",
         "",
-        f"| image | truth | {escape(ours)} | {escape(theirs)} | parted at | |",
+        f"| image | truth | {escape(ours)} | {escape(theirs)} | diverged at | |",
         "| :-- | :-- | :-- | :-- | :-- | :-- |",
     ]
     listed = [(kind, flip) for kind, found in kinds.items() for flip in found.examples][:SHOWN_FLIPS]
@@ -149,17 +157,19 @@ def escape(text: str) -> str:
 
 
 def annotations(verdict: Verdict) -> str:
-    """GitHub workflow commands, one a line: red gates are errors, undecided ones warnings, a PASS is a notice.
+    """GitHub workflow commands, one a line: an error or a warning for what decides the verdict, a notice for a PASS.
 
     Escapes as ``@actions/core`` does: %, CR and LF in the message, ``:`` and ``,`` in a property, too.
     """
     lines = []
-    for gate in verdict.gates:
-        if gate.status in ("red", "undecided"):
-            level = "error" if gate.red else "warning"
-            parts = [gate.detail, gate.cause and f"Likely cause: {gate.cause}", gate.fix and f"What to do: {gate.fix}"]
-            name = f"{gate.rung} {gate.stage}" if gate.rung else gate.stage
-            lines.append(_command(level, f"Parity {verdict.status}: {name}", "\n".join(part for part in parts if part)))
+    bad = next((gate for gate in verdict.gates if gate.stage == verdict.first_bad_stage), None)
+    if bad is not None:
+        # One for a verdict: what is red behind it follows from it, and four cures for one cause help nobody.
+        level = "error" if bad.red else "warning"
+        parts = [verdict.headline, verdict.cause and f"{cause_name(verdict)}: {verdict.cause}"]
+        parts += [verdict.fix and f"What to do: {verdict.fix}", bad.detail]
+        name = f"{bad.rung} {bad.stage}" if bad.rung else bad.stage
+        lines.append(_command(level, f"Parity {verdict.status}: {name}", "\n".join(part for part in parts if part)))
     lines += [_command("warning", f"Parity {verdict.status}: other limits", one) for one in verdict.overrides]
     if verdict.status == "PASS":
         lines.append(_command("notice", "Parity PASS", verdict.headline))

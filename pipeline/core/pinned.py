@@ -11,6 +11,8 @@ from pathlib import Path
 from pipeline.core.errors import UserError
 
 PYTHON_PACKAGE = "llama-cpp-python"
+LLAMA_CPP_COMMIT = {"0.3.36": "0c1e57098bba43ac29e6e3b677cdceebdd22334f"}
+"""Version of the bindings -> the commit of llama.cpp in them (docker/versions.env names it, too; a test compares)."""
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,17 @@ class Reporter:
     """Prints one line a stage, and progress with its rate and what remains. ``quiet`` prints nothing."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
-        self._console, self._quiet = console, quiet
+        self._console, self.quiet = console, quiet
 
     def say(self, stage: str, text: str) -> None:
         """One line."""
-        if not self._quiet:
+        if not self.quiet:
             self._console.print(f"{stage:<{STAGE_WIDTH}} {text}", highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, stage: str, unit: str) -> Iterator[Advance]:
         """Yield a function to call as units get done; the first call's count is where the work started."""
-        if self._quiet:
+        if self.quiet:
             yield _nothing
         elif self._console.is_terminal:
             with self._bar(stage, unit) as advance:

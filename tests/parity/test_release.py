@@ -15,7 +15,7 @@ from sides import FIVE, change_header, ladder_of, pair, results, right, spoil, w
 
 from parity.compare.ladder import read_ladder
 from parity.judge.evidence import sign_evidence
-from parity.judge.goldens import letterbox_gate
+from parity.judge.goldens import checks_of, letterbox_gate
 from parity.judge.judge import judge, write_verdict
 from parity.judge.phone import judge_phone
 from parity.judge.plan import write_plan
@@ -72,9 +72,11 @@ def test_a_phone_that_was_judged_by_its_plan_counts(run: Path, pictures: int, co
     write_plan(plan, parity / "plan.json")
     write_results(phone(host, plan, pictures), parity / "device.results.jsonl")
     device, walked = read_results(parity / "device.results.jsonl"), read_ladder(parity / "ladder.jsonl")
-    write_verdict(judge_phone(ours, host, device, plan, FIVE, [letterbox_gate()], walked), parity / "verdict.json")
+    write_verdict(
+        judge_phone(ours, host, device, plan, FIVE, checks_of(FIVE, device.header), walked), parity / "verdict.json"
+    )
     if code:
-        with pytest.raises(NotReleased, match="the verdict is INCONCLUSIVE: device has not answered enough") as caught:
+        with pytest.raises(NotReleased, match="INCONCLUSIVE: Undecided: device has not answered enough") as caught:
             require_release(run)
         assert caught.value.code == code
     else:
@@ -87,10 +89,14 @@ def test_a_phone_that_was_judged_by_its_plan_counts(run: Path, pictures: int, co
         (
             lambda: (results(right(200)), results(spoil(right(200), 60), "llamacpp")),
             1,
-            "the verdict is FAIL: the sides",
+            "the verdict is FAIL: Do not ship",
         ),
-        (lambda: pair(50), 3, "the verdict is INCONCLUSIVE: 50 images are too few"),
-        (lambda: (pair()[0], change_header(pair()[1], weights_sha256=None)), 4, "the verdict is REFUSED: these two"),
+        (lambda: pair(50), 3, "the verdict is INCONCLUSIVE: Undecided: 50 images are too few"),
+        (
+            lambda: (pair()[0], change_header(pair()[1], weights_sha256=None)),
+            4,
+            "the verdict is REFUSED: Nothing was judged",
+        ),
     ],
 )
 def test_nothing_but_a_pass_does(tmp_path: Path, sides: Callable[[], Any], code: int, said: str) -> None:

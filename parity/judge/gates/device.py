@@ -12,7 +12,7 @@ from parity.judge.gates import distances, inputs, scores
 from parity.judge.gates.common import NO_LADDER, Pair, named, result, short
 from parity.judge.gates.provenance import Case, Finding, provenance
 from parity.judge.plan import Layout, Plan, check_plan, layout_of, plan_digest, rows_of, terms_of
-from parity.judge.verdict import Audit, ClassCheck, GateResult, Lost, PassRow, display_name
+from parity.judge.verdict import Audit, ClassCheck, GateResult, Lost, PassRow
 from parity.results import Results, Row
 from pipeline.contract import Contract, Gate
 
@@ -53,7 +53,7 @@ def device_provenance(
 
 
 def _other_plan(reference: Results, host: Results, device: Results, plan: Plan) -> Finding | None:
-    name = display_name(device.header.side)
+    name = device.header.shown
     if wrong := check_plan(plan, reference, host):
         return Finding(
             f"the plan does not belong to these results: {wrong}",
@@ -83,8 +83,8 @@ def _other_truth(host: Results, device: Results, pairs: Sequence[Pair]) -> Findi
     for a, b in pairs:
         if a.truth != b.truth:
             return Finding(
-                f"image {a.image_id} is {a.truth!r} in {host.header.side}'s results and {b.truth!r} in"
-                f" {device.header.side}'s",
+                f"image {a.image_id} is {a.truth!r} in {host.header.shown}'s results and {b.truth!r} in"
+                f" {device.header.shown}'s",
                 "the phone was given other labels, or its file was changed",
                 "run the phone on the same dataset",
             )
@@ -149,10 +149,10 @@ def _logits(pairs: Sequence[Pair], gate: Gate) -> GateResult:
 def _audit(prefix: Prefix, host: Results, device: Results) -> GateResult:
     """The plan's rules on the pictures answered without a gap."""
     course, rows, plan = prefix.course, prefix.rows, prefix.plan
-    name, stage = display_name(device.header.side), "audit"
+    name, stage = device.header.shown, "audit"
     lost = len(course.lost)
     detail = (
-        f"{lost} lost of {course.right} that {display_name(host.header.side)} gets right, after {prefix.counted} of"
+        f"{lost} lost of {course.right} that {host.header.shown} gets right, after {prefix.counted} of"
         f" {len(host.rows)} pictures"
     )
     if course.stop == "PASS":
@@ -238,7 +238,7 @@ def _classes(prefix: Prefix, host: Results, device: Results, gate: Gate) -> Gate
             stage,
             "red",
             "; ".join(f"{one.label}: {one.lost} of {one.planned} lost" for one in worse),
-            f"{display_name(device.header.side)} loses {first.label} far more often than the class margin of"
+            f"{device.header.shown} loses {first.label} far more often than the class margin of"
             f" {gate.class_margin_points:g} points allows",
             "look at that class's pictures and at how the label is written and read on the phone",
         )

@@ -23,14 +23,14 @@ def runtime(theirs: Header, terms: Terms, ladder: Ladder | None = None) -> GateR
         return result(
             "runtime",
             "red",
-            f"{theirs.side}'s {half} half has matrices of {found}, and {declared} was exported",
-            f"{theirs.side} ran another file than the bundle's, or one that was quantized again",
-            f"give {theirs.side} the bundle's own files, or export {found} and judge that",
+            f"{theirs.shown}'s {half} half has matrices of {found}, and {declared} was exported",
+            f"{theirs.shown} ran another file than the bundle's, or one that was quantized again",
+            f"give {theirs.shown} the bundle's own files, or export {found} and judge that",
         )
     wanted: dict[str, Any] = terms.runtime.model_dump(mode="json", exclude={"n_threads", "threads"})
     stated = {key: theirs.runtime[key] for key in wanted if key in theirs.runtime}
     if not stated:
-        return result("runtime", "not measured", f"{theirs.side}'s results say nothing of how an engine was set up")
+        return result("runtime", "not measured", f"{theirs.shown}'s results say nothing of how an engine was set up")
     wrong = [key for key, value in stated.items() if value != wanted[key]]
     if "n_batch" in wrong and _batch(wanted | stated) == _batch(wanted):
         wrong.remove("n_batch")
@@ -42,9 +42,9 @@ def runtime(theirs: Header, terms: Terms, ladder: Ladder | None = None) -> GateR
     return result(
         "runtime",
         "red",
-        f"{theirs.side}'s {found}",
-        f"{theirs.side} ran with other settings than the app has",
-        f"run {theirs.side} again with {', '.join(f'{key} {_plain(wanted[key])}' for key in wrong)}, or set"
+        f"{theirs.shown}'s {found}",
+        f"{theirs.shown} ran with other settings than the app has",
+        f"run {theirs.shown} again with {', '.join(f'{key} {_plain(wanted[key])}' for key in wrong)}, or set"
         " contract.runtime to what the app has",
     )
 
@@ -83,7 +83,7 @@ def pixels(reference: Results, candidate: Results, pairs: Sequence[Pair], terms:
     A sample's key is the hash of its RGB canvas, so under ``channel_order: rgb`` it is what a model must be given.
     """
     stage, n = "pixels", len(pairs)
-    names = (reference.header.side, candidate.header.side)
+    names = (reference.header.shown, candidate.header.shown)
     unequal = [pair for pair in pairs if pair[0].rgb_sha256 != pair[1].rgb_sha256]
     # A check's key has the picture's size in it, and perhaps its question.
     rgb = isinstance(terms, Contract) and channel_order(terms) == "rgb"
@@ -129,7 +129,7 @@ def tokens(ours: Header, theirs: Header, ladder: Ladder | None) -> GateResult:
         return result(
             stage,
             "red",
-            f"tile plans differ: {ours.side} has {_pictures(ours.image_slots)}, {theirs.side} has"
+            f"tile plans differ: {ours.shown} has {_pictures(ours.image_slots)}, {theirs.shown} has"
             f" {_pictures(theirs.image_slots)}",
             "llama.cpp cuts by the mmproj's preproc_image_size, and that is not the contract's tile plan",
             "export again so that preproc_image_size follows the contract's tiling, or change the tiling and train",
@@ -140,7 +140,7 @@ def tokens(ours: Header, theirs: Header, ladder: Ladder | None) -> GateResult:
             return result(
                 stage,
                 "red",
-                f"the prompts differ first at position {position}: {ours.side} has {_token(x)}, {theirs.side}"
+                f"the prompts differ first at position {position}: {ours.shown} has {_token(x)}, {theirs.shown}"
                 f" has {_token(y)} ({len(a)} and {len(b)} tokens in all)",
                 "the tokenizer, the prompt template or a beginning-of-sequence token is not the same",
                 "compare the two tokenizers on the contract's prompt, and export from the folder that was trained",
@@ -150,8 +150,8 @@ def tokens(ours: Header, theirs: Header, ladder: Ladder | None) -> GateResult:
             return result(
                 stage,
                 "red",
-                f"picture {number} takes {slot[1]} positions from {slot[0]} on in {ours.side},"
-                f" {other[1]} from {other[0]} on in {theirs.side}",
+                f"picture {number} takes {slot[1]} positions from {slot[0]} on in {ours.shown},"
+                f" {other[1]} from {other[0]} on in {theirs.shown}",
                 "the sides disagree on how many positions a picture takes",
                 "compare scale_factor and tile size in the model's config and in the mmproj",
             )

@@ -74,20 +74,20 @@ def _different_sides(case: Case) -> Finding | None:
     ours, theirs = case.headers
     if ours.side == theirs.side:
         return Finding(
-            f"both files hold answers of {ours.side}",
+            f"both files hold answers of {ours.shown}",
             "one file was given twice, or two runs of one side",
             "give the reference's results and the candidate's; `parity diff` compares two runs of one side",
         )
     places = [ORDER.index(side.side) if side.side in ORDER else len(ORDER) for side in (ours, theirs)]
     if places[1] < places[0]:
         return Finding(
-            f"{theirs.side} is to be judged by {ours.side}",
+            f"{theirs.shown} is to be judged by {ours.shown}",
             "the two files were given the wrong way round",
-            f"give {theirs.side}'s results first: the reference is what stands nearer to the trained model",
+            f"give {theirs.shown}'s results first: the reference is what stands nearer to the trained model",
         )
     if ours.engine == theirs.engine and ours.device == theirs.device:
         return Finding(
-            f"{ours.side} and {theirs.side} both ran {ours.engine} on the same machine",
+            f"{ours.shown} and {theirs.shown} both ran {ours.engine} on the same machine",
             "one side's file was copied and its name changed",
             "run the other side; `parity diff` compares two runs of one engine",
         )
@@ -99,22 +99,23 @@ def _same_inputs(case: Case) -> Finding | None:
     for side in (ours, theirs):
         if side.contract_sha256 != case.terms.digest:
             return Finding(
-                f"{side.side} ran under contract {short(side.contract_sha256)}, the one given is"
+                f"{side.shown} ran under contract {short(side.contract_sha256)}, the one given is"
                 f" {short(case.terms.digest)}",
                 "the contract was changed after that side had run, or the wrong contract was given",
-                f"run {side.side} again under this contract, or judge with the contract it ran under",
+                f"run {side.shown} again under this contract, or judge with the contract it ran under",
             )
     if ours.dataset_sha256 != theirs.dataset_sha256:
         return Finding(
-            f"{ours.side} ran on dataset {short(ours.dataset_sha256)}, {theirs.side} on {short(theirs.dataset_sha256)}",
+            f"{ours.shown} ran on dataset {short(ours.dataset_sha256)}, {theirs.shown} on"
+            f" {short(theirs.dataset_sha256)}",
             "the dataset was made again or changed between the two runs",
             "run both sides on the same dataset",
         )
     if ours.split and theirs.split and ours.split != theirs.split:
         return Finding(
-            f"{ours.side} answered the {ours.split} images, {theirs.side} the {theirs.split} images",
+            f"{ours.shown} answered the {ours.split} images, {theirs.shown} the {theirs.split} images",
             "the sides were given different parts of the dataset",
-            f"run {theirs.side} again on the {ours.split} images",
+            f"run {theirs.shown} again on the {ours.split} images",
         )
     return None
 
@@ -139,17 +140,17 @@ def _stated(case: Case) -> Finding | None:
         for what, lacks in missing.items():
             if lacks:
                 return Finding(
-                    f"{side.side}'s results do not say {what}",
+                    f"{side.shown}'s results do not say {what}",
                     "the file was not written by this project's side, or was changed",
-                    f"run {side.side} again, from files that were exported here",
+                    f"run {side.shown} again, from files that were exported here",
                 )
         ids, slots = side.prompt_token_ids, side.image_slots
         pictures = {place for place, token in enumerate(ids) if token == -1}
         if {place for start, length in slots for place in range(start, min(start + length, len(ids) + 1))} != pictures:
             return Finding(
-                f"{side.side}'s image_slots are not the picture's positions in its prompt_token_ids",
+                f"{side.shown}'s image_slots are not the picture's positions in its prompt_token_ids",
                 "the header was changed, or what wrote it counts otherwise",
-                f"run {side.side} again",
+                f"run {side.shown} again",
             )
     return None
 
@@ -162,10 +163,10 @@ def _as_fed(case: Case) -> Finding | None:
     for side in case.headers:
         if side.runtime.get("fed", order) != order:
             return Finding(
-                f"{side.side} says that it was fed {str(side.runtime['fed']).upper()}, the contract has"
+                f"{side.shown} says that it was fed {str(side.runtime['fed']).upper()}, the contract has"
                 f" {order.upper()}, and both sides' canvases are the same bytes",
                 "the header was changed, or both sides were fed otherwise than the contract says",
-                f"run {side.side} again under this contract",
+                f"run {side.shown} again under this contract",
             )
     return None
 
@@ -175,16 +176,16 @@ def _same_weights(case: Case) -> Finding | None:
     known = ours.weights_sha256 and theirs.weights_sha256
     if ours.weights_sha256 != theirs.weights_sha256 and (known or not isinstance(case.terms, CheckTerms)):
         return Finding(
-            f"{ours.side}'s files were made from weights {short(ours.weights_sha256 or '')}, {theirs.side}'s from"
+            f"{ours.shown}'s files were made from weights {short(ours.weights_sha256 or '')}, {theirs.shown}'s from"
             f" {short(theirs.weights_sha256 or '')}",
             "one side has the files of another training",
-            f"export the weights that {ours.side} ran, and run {theirs.side} again",
+            f"export the weights that {ours.shown} ran, and run {theirs.shown} again",
         )
     for key in LLAMA_KEYS:
         a, b = ours.versions.get(key), theirs.versions.get(key)
         if a and b and a != b:
             return Finding(
-                f"{ours.side} was made with {key} {a}, {theirs.side} with {key} {b}",
+                f"{ours.shown} was made with {key} {a}, {theirs.shown} with {key} {b}",
                 "llama.cpp was changed between the two runs",
                 "build both from the one pinned llama.cpp, and run the older side again",
             )
@@ -202,10 +203,10 @@ def _own_images(case: Case) -> Finding | None:
             first = seen.setdefault(getattr(row, what), row)
             if first is not row:
                 return Finding(
-                    f"{side.header.side} has two rows with the {what} of {row.image_id} (keys {short(first.key)} and"
+                    f"{side.header.shown} has two rows with the {what} of {row.image_id} (keys {short(first.key)} and"
                     f" {short(row.key)})",
                     "rows were copied under other keys",
-                    f"run {side.header.side} again",
+                    f"run {side.header.shown} again",
                 )
     return None
 
@@ -219,9 +220,9 @@ def _possible(case: Case) -> Finding | None:
             total = sum(math.exp(value) for value in row.label_logprobs.values() if value is not None)
             if total > MOST_PROBABILITY:
                 return Finding(
-                    f"{side.header.side}'s label_logprobs of {row.image_id} are probabilities that sum to {total:.3f}",
+                    f"{side.header.shown}'s label_logprobs of {row.image_id} are probabilities that sum to {total:.3f}",
                     "the file was changed, or what wrote it measures otherwise",
-                    f"run {side.header.side} again",
+                    f"run {side.header.shown} again",
                 )
     return None
 
@@ -240,11 +241,11 @@ def _copied(case: Case) -> Finding | None:
     if not copies:
         return None
     return Finding(
-        f"{theirs.side}'s log-probabilities are {ours.side}'s to the last bit in {len(copies)} of {len(case.pairs)}"
+        f"{theirs.shown}'s log-probabilities are {ours.shown}'s to the last bit in {len(copies)} of {len(case.pairs)}"
         f" images, {named(copies)}",
-        f"rows of {ours.side} were copied into {theirs.side}'s results: {ours.engine} and {theirs.engine} never agree"
+        f"rows of {ours.shown} were copied into {theirs.shown}'s results: {ours.engine} and {theirs.engine} never agree"
         " so far",
-        f"run {theirs.side} again",
+        f"run {theirs.shown} again",
     )
 
 

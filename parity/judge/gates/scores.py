@@ -10,7 +10,7 @@ from parity.judge.baseline import KEY_DIGITS, Baseline
 from parity.judge.gates.common import Pair, greatest, named, result, short
 from parity.judge.gates.limits import LEAST_EMBEDDINGS, LEAST_KL
 from parity.judge.statistics import tango, wilson
-from parity.judge.verdict import Difference, GateResult, display_name
+from parity.judge.verdict import Difference, GateResult
 from parity.results import Results
 from parity.terms import Terms
 from pipeline.contract import Gate
@@ -29,7 +29,7 @@ def answers(reference: Results, candidate: Results, contract: Terms) -> GateResu
             return result(
                 stage,
                 "red",
-                f"{results.header.side} read {len(wrong)} of {len(results.rows)} answers otherwise than the"
+                f"{results.header.shown} read {len(wrong)} of {len(results.rows)} answers otherwise than the"
                 f" contract does, for example {row.image_id}: {row.text!r} as {row.label or 'no answer'}, not as"
                 f" {contract.parse_answer(row.text) or 'no answer'}",
                 "that side's rule for reading an answer is not the contract's answer_rule and labels",
@@ -55,13 +55,13 @@ def accuracy(
     are too few to rule out a candidate that is worse by the margin, or where the reference has not learnt.
     """
     n = len(pairs)
-    names = (reference.header.side, candidate.header.side)
+    names = (reference.header.shown, candidate.header.shown)
     ours, theirs = (sum(pair[side].correct for pair in pairs) for side in (0, 1))
     # The shortest decimal that gives this float is what the contract's author wrote.
     margin = Fraction(str(gate.margin_points))
     detail = (
-        f"{names[0]} {ours}, {names[1]} {theirs} right of {n}: {difference.points:+.2f} points,"
-        f" {gate.margin_points:g} are allowed either way"
+        f"{difference.points:+.2f} points ({gate.margin_points:g} allowed either way): {names[0]} {ours}, {names[1]}"
+        f" {theirs} right of {n}"
     )
     numbers: dict[str, Any] = {
         "metric": "percentage points between the accuracies",
@@ -93,10 +93,10 @@ def accuracy(
             "undecided",
             f"{detail}; its 95 % interval goes down to {difference.low:+.2f}; at the differences seen it takes {more}"
             " to narrow it enough",
-            f"{n} images are too few to rule out that {display_name(names[1])} is worse by {gate.margin_points:g}"
+            f"{n} images are too few to rule out that {names[1]} is worse by {gate.margin_points:g}"
             f" points: plan the next run on {more}",
-            f"plan a run on {more} and judge it once, at its end, since adding images until it passes lets bad builds"
-            " through; or allow a larger gate.margin_points",
+            f"plan a run on {more} and judge it once, at its end: adding images until it passes lets bad builds"
+            " through",
             **numbers,
         )
     return result("accuracy", "green", f"{detail}; 95 % interval from {difference.low:+.2f} on", **numbers)
@@ -107,7 +107,7 @@ def _why_inaccurate(reference: Results, candidate: Results, pairs: Sequence[Pair
     n = len(pairs)
     correct = [sum(pair[side].correct for pair in pairs) for side in (0, 1)]
     worse = 0 if correct[0] < correct[1] else 1
-    name = (reference, candidate)[worse].header.side
+    name = (reference, candidate)[worse].header.shown
     rows = [pair[worse] for pair in pairs]
     silent = [row for row in rows if row.label is None]
     others_silent = sum(pair[1 - worse].label is None for pair in pairs)
@@ -219,7 +219,7 @@ def classes(pairs: Sequence[Pair], contract: Terms, gate: Gate) -> GateResult:
 
 
 def _rest(count: int) -> str:
-    return f"; and {count} more labels" if count > 0 else ""
+    return f"; and {count} more label{'s'[: count != 1]}" if count > 0 else ""
 
 
 def _list(labels: Sequence[str]) -> str:

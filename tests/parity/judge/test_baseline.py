@@ -130,7 +130,7 @@ def test_the_commands(tmp_path: Path) -> None:
     assert "llama.cpp is worse than its baseline" in worse.stdout
     several = run("judge", ours, then, now, "--margin", "1", "--out", tmp_path / "verdict.json")
     assert several.returncode == 1
-    assert "2 runs" in several.stdout
+    assert "the worst of 2 runs" in several.stdout
     assert run("judge", ours, then, "--margin", "0.5").returncode == 3
     refused = write(change_header(read_results(then), dataset_sha256="0" * 64), tmp_path / "refused.jsonl")
     assert run("judge", ours, refused).returncode == 4

@@ -39,23 +39,26 @@ def test_a_sound_pair_passes() -> None:
 
 def test_one_file_given_twice() -> None:
     ours, theirs = pair()
-    refused(judge(ours, ours, FIVE), "both files hold answers of hf")
-    refused(judge(theirs, theirs, FIVE), "both files hold answers of llamacpp")
+    refused(judge(ours, ours, FIVE), "both files hold answers of Hugging Face")
+    refused(judge(theirs, theirs, FIVE), "both files hold answers of llama.cpp")
 
 
 def test_sides_the_wrong_way_round() -> None:
     ours, theirs = pair()
-    refused(judge(theirs, ours, FIVE), "hf is to be judged by llamacpp")
+    refused(judge(theirs, ours, FIVE), "Hugging Face is to be judged by llama.cpp")
     device = results(right(200), "device")
-    refused(judge(device, theirs, FIVE), "llamacpp is to be judged by device")
+    refused(judge(device, theirs, FIVE), "llama.cpp is to be judged by device")
     assert judge(theirs, change_header(device, device={"cpu": "phone"}), FIVE).status == "PASS"
 
 
 def test_a_copy_under_another_name() -> None:
     ours, _ = pair()
     renamed = change_header(ours, side="llamacpp")
-    refused(judge(ours, renamed, FIVE), "hf and llamacpp both ran transformers on the same machine")
-    refused(judge(ours, change_header(renamed, engine="llama.cpp"), FIVE), "are hf's to the last bit in 200 of 200")
+    refused(judge(ours, renamed, FIVE), "Hugging Face and llama.cpp both ran transformers on the same machine")
+    refused(
+        judge(ours, change_header(renamed, engine="llama.cpp"), FIVE),
+        "are Hugging Face's to the last bit in 200 of 200",
+    )
 
 
 @pytest.mark.parametrize("count", [1, 40])
@@ -86,7 +89,7 @@ def test_two_devices_may_agree_to_the_last_bit() -> None:
 def test_what_a_side_does_not_say(side: int, change: dict[str, Any], said: str) -> None:
     sides = list(pair())
     sides[side] = change_header(sides[side], **change)
-    refused(judge(sides[0], sides[1], FIVE), f"{sides[side].header.side}'s results do not say {said}")
+    refused(judge(sides[0], sides[1], FIVE), f"{sides[side].header.shown}'s results do not say {said}")
     both = [change_header(one, **change) for one in pair()]
     refused(judge(both[0], both[1], FIVE), said)
 
@@ -99,15 +102,15 @@ def test_an_engine_of_unknown_version() -> None:
 
 def test_a_prompt_of_nothing_but_pictures() -> None:
     sides = [change_header(side, prompt_token_ids=(-1, -1), image_slots=((0, 2),)) for side in pair()]
-    refused(judge(sides[0], sides[1], FIVE), "hf's results do not say any text of its prompt")
+    refused(judge(sides[0], sides[1], FIVE), "Hugging Face's results do not say any text of its prompt")
 
 
 def test_rows_in_another_order_than_the_header_says() -> None:
     ours, theirs = pair()
     swapped = change_header(theirs, runtime={"fed": "bgr"})
-    refused(judge(ours, swapped, FIVE), "llamacpp says that it was fed BGR, the contract has RGB, and both sides'")
+    refused(judge(ours, swapped, FIVE), "llama.cpp says that it was fed BGR, the contract has RGB, and both sides'")
     both = change_header(ours, runtime={"fed": "bgr"}), swapped
-    refused(judge(*both, FIVE), "hf says that it was fed BGR")
+    refused(judge(*both, FIVE), "Hugging Face says that it was fed BGR")
     really = change_rows(swapped, lambda row: {"rgb_sha256": sha256_bytes(row.key.encode())})
     assert judge(ours, really, FIVE).first_bad_stage == "pixels"
 
@@ -143,7 +146,7 @@ def test_one_image_id_twice() -> None:
 def test_probabilities_that_sum_to_more_than_one() -> None:
     ours, theirs = pair()
     wrong = change_rows(theirs, lambda row: {"label_logprobs": dict.fromkeys(row.label_logprobs, -0.5)}, 1)
-    refused(judge(ours, wrong, FIVE), "llamacpp's label_logprobs of image_0000 are probabilities that sum to 3.03")
+    refused(judge(ours, wrong, FIVE), "llama.cpp's label_logprobs of image_0000 are probabilities that sum to 3.03")
 
 
 # ---- the ladder ------------------------------------------------------------------------------------------------------

@@ -112,10 +112,10 @@ def test_images_that_one_side_lacks_are_an_error() -> None:
     ours, theirs = pair(10)
     short = replace(theirs, rows=dict(list(theirs.rows.items())[3:]))
     with pytest.raises(
-        UserError, match=r"3 of 10 images of hf are missing from llamacpp's .*image_0000 .*llamacpp finish"
+        UserError, match=r"3 of 10 images of Hugging Face are missing from llama.cpp's .*image_0000 .*llama.cpp finish"
     ):
         judge(ours, short, FIVE)
-    with pytest.raises(UserError, match=r"3 of 10 images of llamacpp are missing from hf's"):
+    with pytest.raises(UserError, match=r"3 of 10 images of llama.cpp are missing from Hugging Face's"):
         judge(replace(ours, rows=short.rows), theirs, FIVE)
     elsewhere = change_header(short, dataset_sha256=sha256_bytes(b"other"))
     with pytest.raises(UserError, match="run both sides on the same dataset"):
@@ -126,9 +126,11 @@ def test_images_that_one_side_lacks_are_an_error() -> None:
 
 def test_contradictory_or_unknown_labels_are_an_error() -> None:
     ours, theirs = pair(10)
-    with pytest.raises(UserError, match=r"image_0000 is 'water' in hf's results and 'metal' in llamacpp's"):
+    with pytest.raises(UserError, match=r"image_0000 is 'water' in Hugging Face's results and 'metal' in llama.cpp's"):
         judge(ours, change_rows(theirs, lambda _: {"truth": "metal"}, 1), FIVE)
-    with pytest.raises(UserError, match=r"image_0000 in hf's results has the label 'water', none of those of contract"):
+    with pytest.raises(
+        UserError, match=r"image_0000 in Hugging Face's results has the label 'water', none of those of contract"
+    ):
         judge(ours, theirs, TWO)
 
 
@@ -319,4 +321,6 @@ def test_the_verdict_says_which_images_it_used() -> None:
 def test_two_parts_of_a_dataset_are_not_compared() -> None:
     ours, theirs = pair(10)
     verdict = judge(change_header(ours, split="test"), change_header(theirs, split="validation"), FIVE)
-    assert_stops(verdict, "REFUSED", 4, "provenance", "hf answered the test images, llamacpp the validation images")
+    assert_stops(
+        verdict, "REFUSED", 4, "provenance", "Hugging Face answered the test images, llama.cpp the validation images"
+    )

@@ -315,7 +315,7 @@ def test_a_row_without_its_prompt_is_refused(layout: Any) -> None:
 def test_copied_logits_are_refused() -> None:
     ours = side(20, "hf", TERMS)
     verdict = against(lambda side: change_rows(side, lambda row: {"top_logits": ours.rows[row.key].top_logits}, 1))
-    refused(verdict, "log-probabilities are hf's to the last bit in 1 of 20 images, image_0000")
+    refused(verdict, "log-probabilities are Hugging Face's to the last bit in 1 of 20 images, image_0000")
 
 
 def test_results_under_other_terms_are_refused() -> None:
@@ -382,7 +382,7 @@ def test_labels_are_left_alone() -> None:
 def test_a_truth_that_only_one_side_has_is_told() -> None:
     ours, theirs = side(3, "hf", SCORED), side(3, "llamacpp", SCORED)
     theirs = replace(theirs, rows=dict(list(theirs.rows.items())[:2]))
-    with pytest.raises(UserError, match="1 of 3 images of hf are missing from llamacpp's results"):
+    with pytest.raises(UserError, match=r"1 of 3 images of Hugging Face are missing from llama\.cpp's results"):
         judge(ours, theirs, SCORED)
 
 

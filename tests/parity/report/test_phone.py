@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,7 +17,7 @@ from sides import FIVE, change_rows, write_results
 from typer.testing import CliRunner
 
 from parity.cli import app
-from parity.judge.goldens import letterbox_gate
+from parity.judge.goldens import checks_of
 from parity.judge.judge import write_verdict
 from parity.judge.phone import judge_phone
 from parity.judge.plan import write_plan
@@ -183,7 +184,7 @@ def run(made: Reported, tmp_path: Path) -> Path:
     device = phone(sides[1], plan, plan.rows[0].pictures)
     write_results(device, folder / "device.results.jsonl")
     device = read_results(folder / "device.results.jsonl")
-    write_verdict(judge_phone(*sides, device, plan, FIVE, [letterbox_gate()]), folder / "verdict.json")
+    write_verdict(judge_phone(*sides, device, plan, FIVE, checks_of(FIVE, device.header)), folder / "verdict.json")
     return folder.parent
 
 
@@ -192,6 +193,8 @@ def test_saved_files_give_the_same_report_again(run: Path, tmp_path: Path) -> No
     assert "report.html: PASS, 600 images" in done.output
     saved = read_saved(run)
     assert audit_of(saved.verdict).stop == "PASS"
+    (tmp_path / "made").mkdir()
+    shutil.copy2(run / "parity" / "llamacpp.results.jsonl", tmp_path / "made")  # its day is told
     write_reports(saved.verdict, saved.reference, saved.candidate, None, saved.image_of, tmp_path / "made")
     for name in ("report.html", "junit.xml", "summary.md", "verdict.txt"):
         assert (run / "parity" / name).read_bytes() == (tmp_path / "made" / name).read_bytes()
@@ -217,7 +220,8 @@ def test_a_refused_phone_has_a_report_too(run: Path) -> None:
     other = phone(sides[1], plan, model={"model": "0" * 64})
     (folder / "device.results.jsonl").unlink()
     write_results(other, folder / "device.results.jsonl")
-    verdict = judge_phone(*sides, read_results(folder / "device.results.jsonl"), plan, FIVE, [letterbox_gate()])
+    device = read_results(folder / "device.results.jsonl")
+    verdict = judge_phone(*sides, device, plan, FIVE, checks_of(FIVE, device.header))
     assert verdict.status == "REFUSED"
     write_verdict(verdict, folder / "verdict.json")
     assert read_saved(run).verdict.status == "REFUSED"

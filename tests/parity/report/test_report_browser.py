@@ -170,7 +170,7 @@ def test_verdict_comes_first_and_says_what_to_do(opened: Open, fail: Reported) -
     assert page.locator("h1").inner_text().casefold() == fail.verdict.headline.casefold()
     order = page.locator("main > section").evaluate_all("all => all.map((section) => section.id)")
     assert order == [
-        "verdict", "ladder", "accuracy", "classes", "flips", "margins", "timings", "images", "provenance"
+        "verdict", "ladder", "flips", "accuracy", "classes", "margins", "timings", "images", "provenance"
     ]  # fmt: skip
 
 
@@ -193,8 +193,13 @@ def test_ladder_parts_at_the_first_red_rung(opened: Open, fail: Reported) -> Non
         text = rungs.nth(number).inner_text()
         assert name in text
         assert gates[rung].status in text
-        assert gates[rung].detail[1:] in text
-        assert ("Here the sides part." in text) == (rung == bad)
+        assert ("Here the outputs diverge." in text) == (rung == bad)
+        # What decides is open; what is green, or only follows, is one line until it is unfolded.
+        folded = rungs.nth(number).locator("details.fold")
+        assert folded.count() == (0 if rung == bad else 1)
+        if rung != bad:
+            folded.evaluate("one => { one.open = true; }")
+        assert gates[rung].detail[1:] in rungs.nth(number).inner_text()
     ends = rungs.evaluate_all(
         """all => all.map((rung) => {
         const [a, b] = rung.querySelectorAll('path.rail');
@@ -240,6 +245,9 @@ def test_flips_show_the_bytes_each_side_saw(opened: Open, fail: Reported) -> Non
     flips = [key for key, row in fail.reference.rows.items() if row.label != fail.candidate.rows[key].label]
     cards = page.locator("#flips li.flip")
     assert cards.count() == len(flips) == 19
+    assert [cards.nth(number).is_visible() for number in (11, 12, 18)] == [True, False, False]
+    page.locator("#flips details.more > summary").click()
+    assert cards.last.is_visible()
     scroll_through(page)
     wait(page, "document.querySelectorAll('#flips .picture img, #flips .picture.hollow').length === 38")
     sources = page.locator("#flips .picture img").evaluate_all("all => all.map((image) => image.src)")
@@ -264,7 +272,8 @@ def test_flips_are_named_by_the_rung_at_which_they_parted(opened: Open, fail: Re
     for key, rung in list(stated.items())[:8]:
         row = fail.reference.rows[key]
         card = page.locator("#flips li.flip").filter(has_text=row.image_id)
-        assert (f"{rung} {RUNGS[rung]}" if rung else "the answer alone") in " ".join(card.inner_text().split())
+        said = f"diverged at {rung} {RUNGS[rung]}: not explained by noise" if rung else "not explained by noise"
+        assert said in " ".join(card.inner_text().split())
     assert len(set(stated.values())) > 1
 
 
@@ -489,7 +498,7 @@ def test_print_has_the_flips_and_no_controls(opened: Open) -> None:
     for hidden in ("header.bar", "#images", "#theme", ".copy >> nth=0"):
         assert not page.locator(hidden).is_visible()
     wait(page, "document.querySelectorAll('#flips .picture img').length === 37")  # one is unknown bytes
-    assert page.locator("#flips li.flip").last.is_visible()
+    assert page.locator("#flips li.flip").nth(11).is_visible()
     assert page.evaluate(CONTRAST)["bad"] == []
     assert len(page.pdf()) > 100_000
 
@@ -499,7 +508,7 @@ def test_without_javascript_the_findings_are_there(opened: Open, fail: Reported)
     text = page.locator("main").inner_text()
     for words in (
         "FAIL",
-        "Here the sides part.",
+        "Here the outputs diverge.",
         "Wilson",
         "Tango",
         "Confusion",

@@ -170,17 +170,22 @@ def test_summary_stays_below_githubs_limit(fail: Reported) -> None:
 
 
 def test_annotations_are_one_command_each(fail: Reported) -> None:
+    """Several gates are red, and one speaks: the others follow from it."""
+    assert sum(gate.red for gate in fail.verdict.gates) > 1
     detail = "50% of,\r\n::error::a:b"
-    gate = fail.verdict.gates[0].model_copy(update={"status": "undecided", "detail": detail, "cause": "", "fix": ""})
-    lines = annotations(fail.verdict.model_copy(update={"gates": (gate, *fail.verdict.gates[1:])})).splitlines()
-    reds = sum(gate.red for gate in fail.verdict.gates)
-    assert [line.split(" ")[0] for line in lines] == ["::warning"] + ["::error"] * reds
-    properties, _, message = lines[0].removeprefix("::warning ").partition("::")
-    assert properties == "title=Parity FAIL%3A provenance"
+    gates = [
+        gate.model_copy(update={"detail": detail}) if gate.stage == fail.verdict.first_bad_stage else gate
+        for gate in fail.verdict.gates
+    ]
+    told = {"gates": tuple(gates), "headline": "a", "cause": "b", "fix": ""}
+    lines = annotations(fail.verdict.model_copy(update=told)).splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["::error"]
+    properties, _, message = lines[0].removeprefix("::error ").partition("::")
+    assert properties == "title=Parity FAIL%3A S1 pixels"
     # As the runner reads it: actions/runner, ActionCommand.cs.
     for escaped, plain in (("%0D", "\r"), ("%0A", "\n"), ("%25", "%")):
         message = message.replace(escaped, plain)
-    assert message == detail
+    assert message == f"a\nLikely cause: b\n{detail}"
 
 
 def test_annotations_of_a_pass_are_a_notice(clean: Reported) -> None:
@@ -214,6 +219,8 @@ def test_report_command_makes_all_reports_again(fail: Reported, tmp_path: Path) 
     assert "report.html: FAIL, 150 images" in first.output
     assert "::error" not in first.output
     made = tmp_path / "made"
+    made.mkdir()
+    shutil.copy2(run / "parity" / "llamacpp.results.jsonl", made)  # its day is told
     write_reports(fail.verdict, fail.reference, fail.candidate, fail.ladder, fail.image_of, made)
     for name in ("report.html", "junit.xml", "summary.md", "verdict.txt"):
         assert (run / "parity" / name).read_bytes() == (made / name).read_bytes(), name
@@ -304,7 +311,7 @@ def test_report_refuses_what_is_not_one_run(fail: Reported, tmp_path: Path) -> N
     for content, words in (
         ("{", "not valid JSON"),
         ('{"schema_version": 2}', "version 2"),
-        ('{"schema_version": 5}', "status"),
+        ('{"schema_version": 6}', "name"),
         ("[" * 100_000, "not valid JSON"),
     ):
         (run / "parity" / "verdict.json").write_text(content)

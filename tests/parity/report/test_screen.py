@@ -60,23 +60,29 @@ def test_the_screen_tells_what_to_do_on_fail_alone() -> None:
     ours, theirs = pair()
     failed = judge(ours, change_header(theirs, prompt_token_ids=(7, -1, -1, 8), image_slots=((1, 2),)), FIVE)
     text = " ".join(render_text(failed).split())
-    assert "FAIL the sides part at: tokens" in text
-    assert f"likely {failed.cause} do {failed.fix}" in text
+    text = " ".join(text.replace("│", " ").split())
+    assert "FAIL" in text
+    assert "Do not ship: llama.cpp gets a different prompt (accuracy 100.0 to 100.0 %)" in text
+    assert f"cause {failed.cause} do {failed.fix}" in text
     passed = render_text(judge(ours, theirs, FIVE))
-    assert "PASS" in passed
-    assert "What to do" not in passed
+    assert "OK to ship: llama.cpp is at most 1.9 points worse (3 allowed), 200 images" in passed
+    assert " do " not in passed
 
 
 def test_every_status_is_told_in_words() -> None:
     ours, theirs = pair()
-    refused = " ".join(render_text(judge(ours, theirs, Contract(max_new_tokens=9))).split())
-    assert "REFUSED these two sides cannot be compared: hf ran under contract" in refused
-    assert "What to do next" in refused
-    few = " ".join(render_text(judge(*pair(50), FIVE)).split())
-    assert "INCONCLUSIVE 50 images are too few to rule out" in few
-    assert "plan the next run on 125 images or more" in " ".join(few.replace("│", " ").split())
+    refused = " ".join(render_text(judge(ours, theirs, Contract(max_new_tokens=9))).replace("│", " ").split())
+    assert "─ REFUSED ─" in refused
+    assert "Nothing was judged: Hugging Face ran under contract" in refused
+    assert " do run Hugging Face again under this contract" in refused
+    # Nothing was judged, so no number tempts to be read as if it had been.
+    assert "accuracy" not in refused
+    few = " ".join(render_text(judge(*pair(50), FIVE)).replace("│", " ").split())
+    assert "─ INCONCLUSIVE ─" in few
+    assert "Undecided: 50 images are too few to rule out" in few
+    assert "plan the next run on 125 images or more" in few
     assert "? open S7 accuracy" in few
-    assert "What to do next" in few
+    assert " do plan a run on 125 images or more and judge it once" in few
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -113,7 +119,7 @@ def test_printing_survives_any_terminal() -> None:
         file.flush()
         text = raw.getvalue().decode(encoding)
         assert "PASS" in text
-        assert "ok provenance" in " ".join(text.split())
+        assert "provenance the same on both sides" in " ".join(text.split())
         assert "\x1b" not in text
     terminal = io.StringIO()
     print_verdict(verdict, Console(file=terminal, width=80, force_terminal=True, color_system="standard"))
