@@ -244,8 +244,18 @@ def parse_line(model: type[AnyLine], line: bytes, path: Path, number: int) -> An
     try:
         return model.model_validate_json(line, strict=True)
     except ValidationError as error:
-        item = error.errors()[0]
-        where = ".".join(str(part) for part in item["loc"])
-        reason = f"{where}: {item['msg']}" if where else item["msg"]
         name = "closing line" if model is EndLine else model.__name__.lower()
-        raise UserError(f"{path} line {number} is not a {name}: {reason}") from None
+        raise UserError(f"{path} line {number} is not a {name}: {_reason(error)}") from None
+
+
+def _reason(error: ValidationError) -> str:
+    """All fields that a line lacks, in one sentence, so that who writes such files need not find them one by one; where
+    it lacks none, the first thing that is wrong."""
+    items = [(".".join(str(part) for part in item["loc"]), item["type"], item["msg"]) for item in error.errors()]
+    missing = [where for where, kind, _ in items if kind == "missing"]
+    if len(missing) > 1:
+        return f"the fields {', '.join(missing[:-1])} and {missing[-1]} are missing"
+    if missing:
+        return f"the field {missing[0]} is missing"
+    where, _, message = items[0]
+    return f"{where}: {message}" if where else message
