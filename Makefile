@@ -138,7 +138,7 @@ test-docker: environment ## test the images with the real engine (after docker-b
 .PHONY: docs
 docs: environment ## build the documentation into site/ (its reference is made from the code first)
 	@$(BIN)/python docs/reference/update.py
-	@$(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "site/index.html"
 
 .PHONY: bench
