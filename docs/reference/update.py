@@ -163,14 +163,14 @@ def _yaml(value: Any) -> str:
 def pages() -> dict[str, str]:
     """File name -> what stands in it."""
     about_recipe = [
-        "A recipe is one YAML file and describes one run. Keys that are left out take their defaults; an unknown key, or",
-        "values that contradict one another, are errors. `--set train.epochs=1` or `SET=` changes keys for one run. The",
-        "keys of `contract:` are in the [contract reference](contract.md).",
+        "A recipe is one YAML file and describes one run. Keys that are left out take their defaults; an unknown key,",
+        "or values that contradict one another, are errors. `--set train.epochs=1` or `SET=` changes keys for one run.",
+        "The keys of `contract:` are in the [contract reference](contract.md).",
     ]
     about_contract = [
         "The contract states what the app on the phone does with a photo and with an answer. A recipe states only what",
-        "differs from the defaults, under `contract:`; a contract file of your own is JSON with the same keys. The defaults",
-        "are the file `android_fixtures/contract.json`.",
+        "differs from the defaults, under `contract:`; a contract file of your own is JSON with the same keys. The",
+        "defaults are the file `android_fixtures/contract.json`.",
     ]
     return {
         "parity.md": command_page("parity", parity),

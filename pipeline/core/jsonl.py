@@ -251,11 +251,16 @@ def parse_line(model: type[AnyLine], line: bytes, path: Path, number: int) -> An
 def _reason(error: ValidationError) -> str:
     """All fields that a line lacks, in one sentence, so that who writes such files need not find them one by one; where
     it lacks none, the first thing that is wrong."""
-    items = [(".".join(str(part) for part in item["loc"]), item["type"], item["msg"]) for item in error.errors()]
-    missing = [where for where, kind, _ in items if kind == "missing"]
+    items = error.errors()
+    places = [".".join(str(part) for part in item["loc"]) for item in items]
+    # A number is a place in a list, which is too short then.
+    missing = [
+        place
+        for place, item in zip(places, items, strict=True)
+        if item["type"] == "missing" and isinstance(item["loc"][-1], str)
+    ]
     if len(missing) > 1:
         return f"the fields {', '.join(missing[:-1])} and {missing[-1]} are missing"
     if missing:
         return f"the field {missing[0]} is missing"
-    where, _, message = items[0]
-    return f"{where}: {message}" if where else message
+    return f"{places[0]}: {items[0]['msg']}" if places[0] else items[0]["msg"]
