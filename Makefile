@@ -136,7 +136,7 @@ test-docker: environment ## test the images with the real engine (after docker-b
 	@$(BIN)/pytest tests/docker $(TESTS)
 
 .PHONY: docs
-docs: environment ## build the documentation into site/ (its reference is made from the code first)
+docs: environment ## build the documentation into site/
 	@$(BIN)/python docs/reference/update.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "site/index.html"
