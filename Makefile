@@ -135,6 +135,12 @@ docker-clean: ## remove this project's images and containers
 test-docker: environment ## test the images with the real engine (after docker-build)
 	@$(BIN)/pytest tests/docker $(TESTS)
 
+.PHONY: docs
+docs: environment ## build the documentation into site/
+	@$(BIN)/python docs/reference/update.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
+
 .PHONY: bench
 bench: tools ## compare speeds with Pillow, llama-mtmd-cli and llama-server
 	@$(BIN)/pipeline export configs/tiny.yaml
@@ -149,7 +155,7 @@ lock: environment ## write locks/ again from pyproject.toml (newer versions: UPG
 
 .PHONY: clean
 clean: ## remove what the tests and checks leave behind
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache dist
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache dist site
 	@find . -name __pycache__ -not -path './.venv/*' -not -path './.cache/*' -prune -exec rm -rf {} +
 
 .PHONY: distclean

@@ -66,6 +66,7 @@ class Tiling(Frozen):
     """
 
     plan: Literal["grid", "overview"] = "grid"
+    """``grid`` or ``overview``, as above."""
     grid: int = Field(1, ge=1, le=6)
     """Tiles a side; SmolVLM has position tokens for 6 rows and columns at most."""
 
@@ -96,6 +97,7 @@ class Runtime(Frozen):
     type_v: KvType = "q4_0"
     """Type of the KV cache's values; a quantized type needs flash attention."""
     flash_attn: bool = True
+    """Whether flash attention is on."""
     n_threads: int | None = Field(None, ge=1, le=1024)
     """Threads; null is the app's rule, half the cores, at least 2 and at most 6."""
 
@@ -137,7 +139,9 @@ class Contract(Frozen):
     """All that must be the same on the phone, in training and in the harness."""
 
     schema_version: Literal[1] = 1
+    """Version of this format."""
     name: str = Field("elements", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """For people; names the app's task."""
     labels: tuple[str, ...] = Field(("water", "land", "fire", "wood", "metal"), strict=False)
     """The classes, in the order in which the app looks for them in an answer."""
     prompt_template: str = (
@@ -154,7 +158,9 @@ class Contract(Frozen):
     """``contains``: the first label, in order, that the answer contains, whatever its case. ``exact``: the answer
     without the white space around it equals the label, whatever its case."""
     max_new_tokens: int = Field(32, ge=1, le=2**20)
+    """Most tokens of an answer."""
     sampling: Literal["greedy"] = "greedy"
+    """The most probable token, always."""
     context: Literal["never"] = "never"
     """The records' ``reason`` is never part of the prompt: the app has none to send."""
     image: ImageContract = ImageContract()

@@ -24,6 +24,7 @@ class DatasetSettings(Frozen):
     """Where the labelled pictures come from."""
 
     source: Literal["embedded", "photos"] = "embedded"
+    """``embedded`` draws images of the five elements; ``photos`` reads yours."""
     path: str | None = None
     """Folder of labelled photos (``labels.json`` or one sub-folder a class); for ``source: photos``."""
     n_per_class: int = Field(240, ge=2, le=10**6)
@@ -70,8 +71,11 @@ class LoraSettings(Frozen):
     """PEFT LoRA."""
 
     r: int = Field(16, ge=1, le=4096)
+    """Rank of the adapters."""
     alpha: int = Field(32, ge=1)
+    """Scale of the adapters: their output is multiplied by ``alpha / r``."""
     dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout in front of the adapters."""
     targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2", "proj"),
         strict=False,
@@ -83,22 +87,34 @@ class TrainSettings(Frozen):
     """The fine-tuning run."""
 
     epochs: int = Field(3, ge=1)
+    """Passes over the training images."""
     learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate."""
     batch_size: int = Field(4, ge=1)
+    """Images in one forward pass."""
     gradient_accumulation: int = Field(4, ge=1)
+    """Batches in one optimizer step."""
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises to its peak."""
     weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of the optimizer."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
     gradient_checkpointing: bool = True
+    """Saves memory by computing activations twice."""
     bf16: Literal["auto", "on", "off"] = "auto"
     """``auto``: on a GPU that has it."""
     evals_per_epoch: int = Field(1, ge=1)
     """Evaluations, each with a checkpoint, in an epoch."""
     lora: LoraSettings = LoraSettings()
     text: Part = "lora"
+    """How the language model is trained: not at all, through an adapter, or all of its weights."""
     vision: Part = "frozen"
+    """The same for the vision encoder."""
     connector: Part = "lora"
+    """The same for the connector between the two."""
     embeddings: Part = "frozen"
+    """The same for the token embeddings."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -114,7 +130,9 @@ class ExportSettings(Frozen):
     name: str = Field("SmolVLM2-500M-Element", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """``<name>-<type>.gguf`` and ``mmproj-<name>-<type>.gguf``; also ``general.name``."""
     text_type: TextType = "Q8_0"
+    """Type of the language model's weights."""
     mmproj_type: MmprojType = "Q8_0"
+    """Type of the vision encoder's weights."""
 
 
 class Recipe(Frozen):
@@ -123,6 +141,7 @@ class Recipe(Frozen):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Names the folder ``runs/<name>``."""
     seed: int = Field(0, ge=0, lt=2**32)
+    """Of everything that is random: generated images, split, training."""
     contract: Contract = Contract()
     dataset: DatasetSettings = DatasetSettings()
     base: BaseSettings = BaseSettings()

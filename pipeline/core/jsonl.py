@@ -244,8 +244,23 @@ def parse_line(model: type[AnyLine], line: bytes, path: Path, number: int) -> An
     try:
         return model.model_validate_json(line, strict=True)
     except ValidationError as error:
-        item = error.errors()[0]
-        where = ".".join(str(part) for part in item["loc"])
-        reason = f"{where}: {item['msg']}" if where else item["msg"]
         name = "closing line" if model is EndLine else model.__name__.lower()
-        raise UserError(f"{path} line {number} is not a {name}: {reason}") from None
+        raise UserError(f"{path} line {number} is not a {name}: {_reason(error)}") from None
+
+
+def _reason(error: ValidationError) -> str:
+    """All fields that a line lacks, in one sentence, so that who writes such files need not find them one by one; where
+    it lacks none, the first thing that is wrong."""
+    items = error.errors()
+    places = [".".join(str(part) for part in item["loc"]) for item in items]
+    # A number is a place in a list, which is too short then.
+    missing = [
+        place
+        for place, item in zip(places, items, strict=True)
+        if item["type"] == "missing" and isinstance(item["loc"][-1], str)
+    ]
+    if len(missing) > 1:
+        return f"the fields {', '.join(missing[:-1])} and {missing[-1]} are missing"
+    if missing:
+        return f"the field {missing[0]} is missing"
+    return f"{places[0]}: {items[0]['msg']}" if places[0] else items[0]["msg"]

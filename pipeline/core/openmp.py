@@ -3,7 +3,7 @@
 torch and llama.cpp divide every layer between threads that wait for one another. GNU's OpenMP lets a waiting thread
 spin for some milliseconds before it sleeps, which is quickest where each thread has a core to itself. Where another
 program wants the same cores, or a quota is counted in seconds of CPU, the spinning takes the time that the thread
-waited for needs. No one setting is good at both (README, "Run beside other work", has the figures), so that the entry
+waited for needs. No one setting is good at both (docs/large-runs.md has the figures), so that the entry
 points of whatever works call :func:`settle`, before torch or llama.cpp is loaded: both read the environment then.
 
 Processes started from here inherit what was chosen. A machine that gets busy later is not noticed.

@@ -294,6 +294,26 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path: Path, content: str) -> N
     assert path.read_text() == content
 
 
+@pytest.mark.parametrize(
+    ("line", "fields", "said"),
+    [
+        (1, ["engine", "versions"], "line 1 is not a header: the fields engine and versions are missing"),
+        (2, ["key", "label", "text"], "line 2 is not a row: the fields key, text and label are missing"),
+        (3, ["sha256"], "line 3 is not a closing line: the field sha256 is missing"),
+    ],
+)
+def test_all_fields_that_a_line_lacks_are_told_at_once(tmp_path: Path, line: int, fields: list[str], said: str) -> None:
+    path = tmp_path / "results.jsonl"
+    write(path, row(1))
+    lines = path.read_text().split("\n")
+    values = json.loads(lines[line - 1])
+    lines[line - 1] = json.dumps({name: value for name, value in values.items() if name not in fields})
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError) as caught:
+        read_results(path)
+    assert str(caught.value) == f"{path} {said}"
+
+
 def test_bad_files_are_named_with_line_and_key(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     with pytest.raises(UserError, match=r"results\.jsonl cannot be read: No such file.*run that side first"):
@@ -308,7 +328,7 @@ def test_bad_files_are_named_with_line_and_key(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert "line 3 is not a row: Invalid JSON" in message(head, first, "{torn")
-    assert "line 2 is not a row: label: Field required" in message(head, first.replace('"label":"fire",', ""))
+    assert "line 2 is not a row: the field label is missing" in message(head, first.replace('"label":"fire",', ""))
     assert "line 2 is not a row: extra" in message(head, first[:-1] + ',"extra":1}')
     assert "line 2 is not a row: ms.encode" in message(head, first.replace("3.5", '"3.5"'))
     for wrong in ("-1", "NaN", "1e999", "Infinity"):

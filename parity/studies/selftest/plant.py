@@ -221,7 +221,7 @@ def summary(done: SelfTest) -> str:
 
 
 def markdown(done: SelfTest) -> str:
-    """The table as README has it, and what it does not."""
+    """The table as docs/correctness.md has it, and what it does not."""
     lines = ["| fault | what goes wrong | caught at | measured there |", "| --- | --- | --- | --- |"]
     for finding in done.findings:
         at = finding.expected if finding.caught else f"NOT at {finding.expected} but {finding.found}"
