@@ -252,7 +252,9 @@ class Opened:
         device = machine() | {"llama_cpp": _built_for()}
         return self._header(
             "llamacpp", "llama.cpp", code, {"model": half_sha256(text), "mmproj": half_sha256(mmproj)},
-            weights_of(text, mmproj), device, runtime | {"prompt": self.asked_llamacpp(self.photos[0])},
+            weights_of(text, mmproj), device,
+            runtime | {"prompt": self.asked_llamacpp(self.photos[0])}
+            | ({} if self.terms.raw else {"question": self.photos[0].question}),
         )  # fmt: skip
 
     def _header(

@@ -58,7 +58,7 @@ class Gauge:
 LIMIT_AT = 62.0
 """Percent of a gauge's width at which every stage's limit stands."""
 DECADES = 3.0
-"""Powers of ten between the left end and the limit; right of it stand as many as fit."""
+"""Powers of ten that lie right of the limit; left of it the scale is straight, from 0."""
 
 
 def gauge(gate: GateResult) -> Gauge | None:
@@ -68,11 +68,11 @@ def gauge(gate: GateResult) -> Gauge | None:
         return None
 
     def at(value: float) -> float:
-        if value <= 0:
-            return 0.0
-        if not math.isfinite(value):
-            return 100.0
-        return round(min(max(LIMIT_AT * (1 + math.log10(value / limit) / DECADES), 0.0), 100.0), 2)
+        share = value / limit
+        if share <= 1:
+            return round(LIMIT_AT * max(share, 0.0), 2)
+        beyond = math.log10(share) / DECADES if math.isfinite(share) else 1.0
+        return round(LIMIT_AT + (100 - LIMIT_AT) * min(beyond, 1.0), 2)
 
     return Gauge(
         value=max(at(abs(gate.value)), 0.5),

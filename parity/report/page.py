@@ -8,6 +8,7 @@ without a script is in the HTML: verdict, ladder, statistics, matrices and the f
 import base64
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from parity.compare.ladder import RUNGS, Ladder
 from parity.judge.verdict import Audit, Verdict
@@ -25,6 +27,7 @@ from parity.report.explained import why
 from parity.report.layers import layer_chart
 from parity.report.pictures import Budget, ImageOf, Pictures, collect, counted
 from parity.report.provenance import provenance
+from parity.report.reproduction import reproduction
 from parity.report.rows import KINDS, NO_ANSWER, Kind, Pair, columns, pair_up, probabilities
 from parity.report.staircase import bet_words, class_words, pass_line, staircase, stop_words
 from parity.results import Results, display_name
@@ -88,6 +91,11 @@ def render_page(
         accuracy_axis=_accuracy_axis(verdict),
         gap_axis=_gap_axis(verdict),
         recall_axis=axis((0.0, 100.0), 4),
+        classes_by_loss=sorted(
+            zip(verdict.reference.per_class, verdict.candidate.per_class, strict=True),
+            key=lambda both: (not both[0].support, both[1].recall - both[0].recall),
+        ),
+        reproduction=reproduction(verdict, pairs),
         flips=[_card(pair, verdict) for pair in flips[:FLIP_CARDS]],
         flip_count=len(flips),
         kinds=KINDS,
@@ -162,10 +170,13 @@ def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _sentence(text: str) -> str:
-    """With a capital letter, where the first word is a word and no name (n_ctx, llama.cpp, hf)."""
+def _sentence(text: str) -> Markup:
+    """With a capital letter, where the first word is a word and no name (n_ctx, llama.cpp, hf); what stands between
+    backticks as code."""
     first = text.split(" ", 1)[0]
-    return text[:1].upper() + text[1:] if first.rstrip(",:;").isalpha() and first not in ("hf", "llamacpp") else text
+    if first.rstrip(",:;").isalpha() and first not in ("hf", "llamacpp"):
+        text = text[:1].upper() + text[1:]
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _parted_words(flips: Sequence[Pair], walked: bool) -> str:
