@@ -27,7 +27,7 @@ from parity.judge.plan import read_plan
 from parity.report.schema import RESULTS_SCHEMA
 from parity.results import Header, Results, Row, read_results
 from pipeline.contract import Contract
-from pipeline.core.files import write_json
+from pipeline.core.files import sha256_bytes, write_json
 from pipeline.core.jsonl import EndLine
 from pipeline.core.settings import validate
 from pipeline.dataset.records import Record
@@ -175,9 +175,19 @@ def test_the_commands_for_fewer_photos_run(tmp_path: Path, finished: Path) -> No
 
 def test_the_commands_for_a_phone_run(tmp_path: Path, finished: Path) -> None:
     judged, plan, *_ = blocks(DOCS / "your-phone.md", "sh")
-    device = results(spoil(right(300), 20), "device", device={"cpu": "of a phone"})
+    ran = {}
+    for half, name in (("model", "a.gguf"), ("mmproj", "mmproj-a.gguf")):
+        path = tmp_path / "runs" / "tiny" / "bundle" / name
+        path.write_text(name)
+        ran[half] = sha256_bytes(name.encode())
+    device = results(spoil(right(300), 20), "device", device={"cpu": "of a phone"}, model=ran)
     write_results(device, finished / "device.results.jsonl")
-    assert "PASS" in run(judged, tmp_path)
+    said = run(judged, tmp_path)
+    assert "PASS" in said
+    assert "device ran a.gguf and mmproj-a.gguf" in said
+    assert "<h1" in (tmp_path / "phone.html").read_text(encoding="utf-8")
+    (python,) = blocks(DOCS / "your-phone.md", "python")
+    assert "PASS OK to ship: device is at most" in run(f"{sys.executable} - <<'END'\n{python}END", tmp_path)
     assert "without a loss" in run(plan, tmp_path)
 
 
