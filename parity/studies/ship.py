@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from parity.studies.sweep.table import Sweep
 from pipeline.core.errors import UserError
-from pipeline.core.gguf_types import MmprojType, TextType
+from pipeline.core.gguf_types import MmprojType, TextType, canonical
 from pipeline.core.provenance import weights_digest
 from pipeline.workflow.build import Build
 
@@ -14,8 +14,9 @@ SWEEP = "sweep/sweep.json"
 
 
 def parse_pair(text: str) -> tuple[str, str]:
-    """``Q4_0+Q8_0`` -> (type of the language half, type of the vision half). Raises UserError."""
+    """``Q4_0+Q8_0`` -> (type of the language half, type of the vision half), in any case. Raises UserError."""
     language, plus, vision = (part.strip() for part in text.partition("+"))
+    language, vision = canonical(language, TextType), canonical(vision, MmprojType)
     if not plus or language not in get_args(TextType) or vision not in get_args(MmprojType):
         raise UserError(
             f"--pair {text!r} is not two types as in Q4_0+Q8_0: {', '.join(get_args(TextType))} for the language half,"

@@ -28,6 +28,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Frozen
+from pipeline.core.wording import told
 
 MAX_LINE = 1 << 24
 """Bytes of the longest line that is read; the header of a prompt of 100,000 tokens has less than 1 MB."""
@@ -246,6 +247,6 @@ def parse_line(model: type[AnyLine], line: bytes, path: Path, number: int) -> An
     except ValidationError as error:
         item = error.errors()[0]
         where = ".".join(str(part) for part in item["loc"])
-        reason = f"{where}: {item['msg']}" if where else item["msg"]
+        reason = f"{where}: {told(item)}" if where else told(item)
         name = "closing line" if model is EndLine else model.__name__.lower()
         raise UserError(f"{path} line {number} is not a {name}: {reason}") from None

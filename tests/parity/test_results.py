@@ -308,7 +308,7 @@ def test_bad_files_are_named_with_line_and_key(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert "line 3 is not a row: Invalid JSON" in message(head, first, "{torn")
-    assert "line 2 is not a row: label: Field required" in message(head, first.replace('"label":"fire",', ""))
+    assert "line 2 is not a row: label: this key is missing" in message(head, first.replace('"label":"fire",', ""))
     assert "line 2 is not a row: extra" in message(head, first[:-1] + ',"extra":1}')
     assert "line 2 is not a row: ms.encode" in message(head, first.replace("3.5", '"3.5"'))
     for wrong in ("-1", "NaN", "1e999", "Infinity"):

@@ -265,6 +265,10 @@ def test_a_pair_that_is_none_is_named(text: str) -> None:
         parse_pair(text)
 
 
+def test_a_pair_is_named_in_any_case() -> None:
+    assert parse_pair("q4_k_m + f16") == ("Q4_K_M", "F16")
+
+
 def test_the_command_ships_a_run_of_its_own(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """``parity ship`` opens the recipe again with the pair's types, and ends with its verdict."""
     swept(build)

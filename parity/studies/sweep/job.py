@@ -28,7 +28,7 @@ from parity.studies.sweep.worker import COST, PairJob
 from pipeline.contract import Contract
 from pipeline.core.errors import EXIT_USAGE, CheckFailed, UserError
 from pipeline.core.files import write_bytes, write_json, write_text
-from pipeline.core.gguf_types import MmprojType, TextType
+from pipeline.core.gguf_types import MmprojType, TextType, canonical
 from pipeline.core.progress import Advance, Reporter
 from pipeline.core.provenance import digest, folder_hashes, machine, versions, weights_digest
 from pipeline.core.settings import validate
@@ -43,8 +43,8 @@ MMPROJ_TYPES: tuple[MmprojType, ...] = ("F16", "Q8_0")
 
 
 def parse_types(value: str, allowed: Any, option: str) -> tuple[Any, ...]:
-    """``Q8_0,Q6_K`` -> the types, each once, in that order; ``allowed`` is a Literal. Raises UserError."""
-    found = tuple(dict.fromkeys(part.strip() for part in value.split(",")))
+    """``Q8_0,Q6_K`` -> the types, each once, in that order, in any case; ``allowed`` is a Literal. Raises UserError."""
+    found = tuple(dict.fromkeys(canonical(part.strip(), allowed) for part in value.split(",")))
     for name in found:
         if name not in get_args(allowed):
             raise UserError(f"{option} {value!r}: {name!r} is none of {', '.join(get_args(allowed))}")

@@ -455,6 +455,7 @@ def test_the_picture_names_every_pair_in_grey() -> None:
 
 def test_types_are_checked() -> None:
     assert parse_types("Q8_0, Q4_0,Q8_0", TextType, "--text") == ("Q8_0", "Q4_0")
+    assert parse_types("q8_0,q5_k_m, Q8_0,f16", TextType, "--text") == ("Q8_0", "Q5_K_M", "F16")
     with pytest.raises(UserError, match="--text 'Q8_0,Q3_K': 'Q3_K' is none of F32, F16, Q8_0"):
         parse_types("Q8_0,Q3_K", TextType, "--text")
     result = CliRunner().invoke(cli.app, ["sweep", "configs/tiny.yaml", "--mmproj", "Q6_K"])
