@@ -32,6 +32,9 @@ from pipeline.workflow.work import (
 if TYPE_CHECKING:
     from pipeline.evaluation import Evaluation
 
+STAGES = ("dataset", "base", "train", "merge", "export")
+"""In the order in which they are run."""
+
 
 def _folders_in(folder: Path) -> list[Path]:
     try:

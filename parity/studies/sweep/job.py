@@ -140,10 +140,11 @@ class Job:
             front_time=front_time,
             smallest=smallest_passing(scores),
         )
-        write_json(self.folder / "sweep.json", found.model_dump(mode="json"))
-        write_text(self.folder / "sweep.md", markdown(found))
-        write_bytes(self.folder / "sweep.png", draw(found, "png"))
-        write_bytes(self.folder / "sweep.svg", draw(found, "svg"))
+        with self.reporter.working("sweep", "writing the tables and drawing the picture"):
+            write_json(self.folder / "sweep.json", found.model_dump(mode="json"))
+            write_text(self.folder / "sweep.md", markdown(found))
+            write_bytes(self.folder / "sweep.png", draw(found, "png"))
+            write_bytes(self.folder / "sweep.svg", draw(found, "svg"))
         return found
 
     def _reference(self, samples: Sequence[Sample], room: int, dataset_sha256: str) -> str:
