@@ -367,6 +367,7 @@ def sweep(
 ) -> None:
     from rich.console import Console
 
+    from parity.studies.ship import ship_commands
     from parity.studies.sweep.job import parse_types, sweep_build
     from parity.studies.sweep.table import print_sweep
     from pipeline.core.gguf_types import MmprojType, TextType
@@ -374,7 +375,7 @@ def sweep(
     texts, mmprojs = parse_types(text, TextType, "--text"), parse_types(mmproj, MmprojType, "--mmproj")
     build = open_build(recipe, assignments, runs, quiet)
     found = sweep_build(build, texts, mmprojs, samples)
-    print_sweep(found, Console())
+    print_sweep(found, Console(), ship_commands(recipe, assignments or (), None if runs == RUNS else runs))
     build.reporter.say("sweep", f"{build.root / 'sweep' / 'sweep.png'}")
     sys.exit(found.exit_code)
 

@@ -8,7 +8,7 @@ runs/<recipe>/evaluation/  the reference side's scores
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -371,7 +371,7 @@ def run(
 
     ``with_ladder`` off runs one side after the other, so that only one model is in memory.
     """
-    build = replace(build, reporter=build.reporter.counting(stages(with_ladder, division)))
+    build = build.counting(stages(with_ladder, division))
     build.ensure_export()
     with open_run(build, fed_order) as job:
         if division and division.shard is not None and division.shards is not None:

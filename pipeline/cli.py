@@ -4,7 +4,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -137,9 +136,8 @@ def _stage(name: str, text: str) -> None:
     def command(recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
         from pipeline.workflow.build import STAGES
 
-        build = open_build(recipe, assignments, runs, quiet)
         stages = STAGES[: STAGES.index(name) + 1]
-        getattr(replace(build, reporter=build.reporter.counting(stages)), f"ensure_{name}")()
+        getattr(open_build(recipe, assignments, runs, quiet).counting(stages), f"ensure_{name}")()
 
     _command(name, MAKE, text + " Earlier stages are run where they are out of date.")(command)
 

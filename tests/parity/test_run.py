@@ -249,7 +249,7 @@ def test_a_sweep_that_says_nothing_of_this_model_ships_nothing(
 def test_a_sweep_of_another_layout_is_refused(build: Build) -> None:
     swept(build)
     path = build.root / "sweep" / "sweep.json"
-    path.write_text(path.read_text().replace('"schema_version":2', '"schema_version":1'))
+    path.write_text(path.read_text().replace('"schema_version":3', '"schema_version":2'))
     with pytest.raises(UserError, match="is not a sweep of this version: run `parity sweep` again"):
         swept_pair(build)
 

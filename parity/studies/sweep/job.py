@@ -178,7 +178,8 @@ class Job:
         }
         try:
             stage = Stage(f"{half}-{kind}", depends, partial(_export, self.exporter, half, kind, path), outputs)
-            return stage.run(self.folder, self.reporter.say)
+            # The name of this stage is longer than others'.
+            return stage.run(self.folder, lambda _, line: self.reporter.say("convert", f"{half} {kind}: {line}"))
         except CheckFailed as error:
             return error
 
@@ -253,6 +254,7 @@ class Job:
             status=verdict.status,
             first_bad_stage=verdict.first_bad_stage,
             headline=verdict.headline,
+            needed=gap.needed,
         )
 
 
