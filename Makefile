@@ -10,56 +10,59 @@ OTHER = $(if $(LLAMA_CPP),--llama-cpp "$$LLAMA_CPP")
 SET_OPTION = $(if $(SET),--set "$$SET")
 SETTINGS = $(if $(PHOTOS),--set "dataset.path='$$(printf %s "$$PHOTOS" | sed "s/'/''/g")'") $(SET_OPTION)
 
+# A job's line in `make help` stands behind its ##; the lines below it that begin with #: are indented there.
+
+##@ Start
+
 .PHONY: help
 help: ## list the jobs
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "; print "make JOB [VARIABLE=value ...]"} \
+	  /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  %-16s  %s\n", $$1, $$2} \
+	  /^#: / {printf "  %-16s    %s\n", "", substr($$0, 4)}' Makefile
 
 .PHONY: setup
-setup: ## set up .venv and compile llama.cpp (8 minutes the first time; options: SETUP="--torch cpu|cuda" LLAMA_CPP=folder)
+setup: ## set up .venv and compile llama.cpp (8 minutes at first)
+#: SETUP="--torch cpu|cuda" LLAMA_CPP=folder
 	@$(PYTHON) tools/setup/bootstrap.py $(OTHER) $(SETUP)
-
-.PHONY: tools
-tools: ## build llama-mtmd-cli and llama-server, which the bench compares with (8 minutes the first time)
-	@$(PYTHON) tools/setup/bootstrap.py --quiet --tools $(SETUP)
 
 .PHONY: environment
 environment:
 	@$(PYTHON) tools/setup/bootstrap.py --quiet $(SETUP)
 
 .PHONY: parity
-parity: environment ## the main job, photos to verdict (RECIPE=configs/photos.yaml PHOTOS=folder SET="train.epochs=1")
+parity: environment ## the main job: from photos to the verdict
+#: RECIPE=configs/photos.yaml PHOTOS=folder
+#: SET="train.epochs=1"
 	@$(BIN)/parity run "$$RECIPE" $(SETTINGS)
 
 .PHONY: check
-check: environment ## any pair, without a recipe (MODEL=folder TEXT=model.gguf MMPROJ=mmproj.gguf PHOTOS=folder; CHECK="--labels cat,dog")
+check: environment ## judge any pair of GGUFs, without a recipe
+#: MODEL=folder TEXT=text.gguf MMPROJ=mmproj.gguf
+#: PHOTOS=folder CHECK="--labels cat,dog"
 	@$(BIN)/parity check "$$MODEL" "$$TEXT" "$$MMPROJ" "$$PHOTOS" $(CHECK)
 
-.PHONY: parity-selftest
-parity-selftest: environment ## plant faults one by one and see each caught at its own stage (RECIPE= PHOTOS= SET=)
-	@$(BIN)/parity selftest "$$RECIPE" $(SETTINGS)
-
-.PHONY: parity-swap
-parity-swap: environment ## which part carries the error: pixels, vision, language, quantization, runtime (RECIPE= PHOTOS= SET=)
-	@$(BIN)/parity swap "$$RECIPE" $(SETTINGS)
+##@ Parity
 
 .PHONY: parity-sweep
-parity-sweep: environment ## every quantization: size, speed, memory, verdict; the smallest that passes (RECIPE= PHOTOS= SET=)
+parity-sweep: environment ## measure all quantizations, name the smallest that passes
+#: RECIPE= PHOTOS= SET= as for parity
 	@$(BIN)/parity sweep "$$RECIPE" $(SETTINGS)
 
 .PHONY: parity-ship
-parity-ship: environment ## export and judge the pair that the sweep found (RECIPE= PHOTOS= SET=; after parity-sweep)
+parity-ship: environment ## export and judge the pair that the sweep found
+#: RECIPE= PHOTOS= SET= as for parity
 	@$(BIN)/parity ship "$$RECIPE" $(SETTINGS)
 
-.PHONY: families
-families: environment ## tiny models of many families: is each as docs/families.json expects? (FAMILIES="qwen3-vl gemma3"; another llama.cpp: LLAMA_CPP=folder)
-	@$(if $(LLAMA_CPP),$(PYTHON) tools/setup/bootstrap.py --quiet $(OTHER) $(SETUP) --run) $(BIN)/parity families $(FAMILIES)
-
 .PHONY: verify
-verify: given-bundle $(if $(PUBLIC_KEY),environment) ## check a bundle, without any set-up (BUNDLE=runs/tiny/bundle; with its signature: PUBLIC_KEY=key.pub)
+verify: given-bundle $(if $(PUBLIC_KEY),environment) ## check a bundle; needs no set-up
+#: BUNDLE=runs/tiny/bundle
+#: PUBLIC_KEY=key.pub checks its signature, too
 	@$(if $(PUBLIC_KEY),$(BIN)/pipeline verify "$$BUNDLE" --public-key "$$PUBLIC_KEY",$(PYTHON) -m pipeline.export.verify "$$BUNDLE")
 
 .PHONY: sign
-sign: $(if $(RUN),,given-bundle) given-key environment ## sign a bundle, or a run's results and verdict (BUNDLE=runs/tiny/bundle or RUN=runs/tiny; KEY=key.pem)
+sign: $(if $(RUN),,given-bundle) given-key environment ## sign a bundle, or a run's results and verdict
+#: BUNDLE=runs/tiny/bundle or RUN=runs/tiny; KEY=key.pem
 	@$(if $(RUN),$(BIN)/parity sign "$$RUN" --key "$$KEY",$(BIN)/pipeline sign "$$BUNDLE" --key "$$KEY")
 
 .PHONY: given-bundle
@@ -70,29 +73,34 @@ given-bundle:
 given-key:
 	@$(if $(KEY),:,echo "error: say which private key, as in KEY=key.pem" >&2; exit 2)
 
-.PHONY: test
-test: environment ## run the tests (some of them: TESTS="tests/test_letterbox.py -k exif")
-	@$(BIN)/pytest $(if $(TESTS),$(TESTS),--numprocesses auto -m "not slow and not attack")
+##@ Diagnose
 
-.PHONY: test-slow
-test-slow: environment ## run the tests that take longer: whole jobs, sweeps, swaps, Ray (4 minutes)
-	@$(BIN)/pytest -m slow
+.PHONY: parity-swap
+parity-swap: environment ## find which part carries the error, from pixels to runtime
+#: RECIPE= PHOTOS= SET= as for parity
+	@$(BIN)/parity swap "$$RECIPE" $(SETTINGS)
 
-.PHONY: attack
-attack: environment ## try malformed files, kills, full disks and forged results; ends with a table of what came of them
-	@$(BIN)/pytest --numprocesses auto -m attack $(if $(TESTS),$(TESTS),tests/attack)
+.PHONY: parity-selftest
+parity-selftest: environment ## plant faults; each must be caught at its own stage
+#: RECIPE= PHOTOS= SET= as for parity
+	@$(BIN)/parity selftest "$$RECIPE" $(SETTINGS)
 
-.PHONY: smoke
-smoke: ## run the tests that need no model on the other Pythons of the machine (1 minute each)
-	@$(PYTHON) -m tools.setup.smoke
+.PHONY: families
+families: environment ## check tiny models of many families
+#: FAMILIES="qwen3-vl gemma3"
+#: LLAMA_CPP=folder takes another llama.cpp
+	@$(if $(LLAMA_CPP),$(PYTHON) tools/setup/bootstrap.py --quiet $(OTHER) $(SETUP) --run) $(BIN)/parity families $(FAMILIES)
 
-.PHONY: lint
-lint: environment ## check format, style, types and the floors that imports keep to
-	@$(BIN)/ruff format --check .
-	@$(BIN)/ruff check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo --no-cache
-	@$(BIN)/python -m tools.imports
+.PHONY: tools
+tools: ## build llama-mtmd-cli and llama-server (8 minutes)
+	@$(PYTHON) tools/setup/bootstrap.py --quiet --tools $(SETUP)
+
+.PHONY: bench
+bench: tools ## compare speeds with Pillow, llama-mtmd-cli, llama-server
+	@$(BIN)/pipeline export configs/tiny.yaml
+	@$(BIN)/python -m bench
+
+##@ Containers
 
 # Images. These need an engine and Python 3.9 or later, and no environment. Options are read from the environment:
 # BASE= BUILDER= TORCH_VARIANT= WHEELS= TORCH_INDEX_URL= CA= DEBIAN_MIRROR=, and for runs NETWORK= KEYS= KEYS_FILE= MODEL=
@@ -100,31 +108,35 @@ export BASE BUILDER TORCH_VARIANT WHEELS TORCH_INDEX_URL CA DEBIAN_MIRROR BASE_I
 CONTAINERS = @$(PYTHON) -m tools.images
 
 .PHONY: docker-build
-docker-build: ## build the images train, parity and artifacts (20 minutes on 2 cores the first time; TORCH_VARIANT=cuda)
+docker-build: ## build the images train, parity, artifacts (20 minutes)
+#: TORCH_VARIANT=cuda
 	$(CONTAINERS) build $(STAGES)
 
 .PHONY: docker-train
-docker-train: ## photos to bundle in a container (RECIPE= PHOTOS= SET= as for parity; NETWORK=bridge KEYS=HF_TOKEN)
+docker-train: ## from photos to the bundle, in a container
+#: RECIPE= PHOTOS= SET= as for parity
+#: NETWORK=bridge KEYS=HF_TOKEN for a model of the hub
 	$(CONTAINERS) train $(SET_OPTION)
 
 .PHONY: docker-parity
-docker-parity: ## the main job, photos to verdict, in a container (same options)
+docker-parity: ## the main job, in a container
+#: the same variables
 	$(CONTAINERS) parity $(SET_OPTION)
 
 .PHONY: docker-shell
-docker-shell: ## a shell in the image, with the same folders and as few rights
+docker-shell: ## a shell in the image, with the same folders and rights
 	$(CONTAINERS) shell
 
 .PHONY: docker-repro
-docker-repro: environment ## build twice from nothing and train three times; dist/repro.json says what differed
+docker-repro: environment ## build and train again from nothing, tell what differs
 	$(CONTAINERS) repro $(REPRO) $(SET_OPTION)
 
 .PHONY: docker-artifacts
-docker-artifacts: ## copy llama.cpp for x86-64 and for phones, and each image's SBOM, to dist/
+docker-artifacts: ## copy llama.cpp and the SBOMs out of the images, to dist/
 	$(CONTAINERS) artifacts
 
 .PHONY: docker-lock
-docker-lock: ## write docker/versions.env, docker/debian/*.lock and the Dockerfile's pins again
+docker-lock: ## write the images' pins again
 	$(CONTAINERS) lock
 
 .PHONY: docker-clean
@@ -135,23 +147,47 @@ docker-clean: ## remove this project's images and containers
 test-docker: environment ## test the images with the real engine (after docker-build)
 	@$(BIN)/pytest tests/docker $(TESTS)
 
+##@ Develop
+
+.PHONY: test
+test: environment ## run the tests
+#: TESTS="tests/test_docs.py -k make" runs some of them
+	@$(BIN)/pytest $(if $(TESTS),$(TESTS),--numprocesses auto -m "not slow and not attack")
+
+.PHONY: test-slow
+test-slow: environment ## run the slow tests: jobs, sweeps, swaps, Ray (4 minutes)
+	@$(BIN)/pytest -m slow
+
+.PHONY: attack
+attack: environment ## try malformed files, kills, full disks, forged results
+	@$(BIN)/pytest --numprocesses auto -m attack $(if $(TESTS),$(TESTS),tests/attack)
+
 .PHONY: docs
 docs: environment ## build the documentation into site/
 	@$(BIN)/python docs/reference/update.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "site/index.html"
 
-.PHONY: bench
-bench: tools ## compare speeds with Pillow, llama-mtmd-cli and llama-server
-	@$(BIN)/pipeline export configs/tiny.yaml
-	@$(BIN)/python -m bench
+.PHONY: smoke
+smoke: ## run the light tests on the other Pythons (1 minute each)
+	@$(PYTHON) -m tools.setup.smoke
 
-.PHONY: nightly
-nightly: test-slow families parity-swap parity-sweep bench docker-repro attack ## what takes too long for every change, in turn (hours; `make -k` goes on after a failure)
+.PHONY: lint
+lint: environment ## check format, style, types and the floors of imports
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/python -m tools.imports
 
 .PHONY: lock
-lock: environment ## write locks/ again from pyproject.toml (newer versions: UPGRADE=1)
+lock: environment ## write locks/ again from pyproject.toml
+#: UPGRADE=1 takes newer versions
 	@PATH="$(CURDIR)/$(BIN):$$PATH" UPGRADE="$(UPGRADE)" $(BIN)/python locks/update.py
+
+.PHONY: nightly
+nightly: test-slow families parity-swap parity-sweep bench docker-repro attack ## run all that takes too long for every change (hours)
+#: make -k nightly goes on after a failure
 
 .PHONY: clean
 clean: ## remove what the tests and checks leave behind
@@ -159,5 +195,5 @@ clean: ## remove what the tests and checks leave behind
 	@find . -name __pycache__ -not -path './.venv/*' -not -path './.cache/*' -prune -exec rm -rf {} +
 
 .PHONY: distclean
-distclean: clean ## remove the environment and what was compiled, too (runs/ and datasets/ stay)
+distclean: clean ## also remove .venv and what was compiled, but not runs/
 	@rm -rf .venv .cache

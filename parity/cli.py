@@ -1,6 +1,7 @@
 """The command ``parity``: run both sides, judge saved results. Thin: parses, calls, prints."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -9,7 +10,9 @@ import typer
 
 from parity import commands
 from parity.commands import ContractFile, LadderFile, Verbose, tell_github
+from parity.examples import EXAMPLES
 from pipeline.cli import RUNS, Assignments, Quiet, RecipePath, Runs, open_build, run_app
+from pipeline.core.help_pages import Command, Commands, examples, version_flag
 
 if TYPE_CHECKING:
     from parity.judge.verdict import Verdict
@@ -20,18 +23,31 @@ app = typer.Typer(
     help="Prove that the GGUF under llama.cpp answers as the Hugging Face model does.",
     epilog="Exit codes: 0 PASS, 1 FAIL, 2 bad input, 3 INCONCLUSIVE, 4 REFUSED, 70 a bug of this program,"
     " 130 interrupted (run again to resume).",
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+RUN, JUDGE, DIAGNOSE, RELEASE = "Run", "Judge", "Diagnose", "Release"
+DIVIDING = "Dividing a large run"
+
+
+@app.callback()
+def _program(version: Annotated[bool, version_flag("parity")] = False) -> None:
+    pass
+
+
+def _command(name: str, group: str, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command under a heading of the help page; it is ``text``, and its examples."""
+    return app.command(name, cls=Command, rich_help_panel=group, help=text, epilog=examples(*EXAMPLES[name]))
+
 
 FedOrder = Annotated[
     str | None,
     typer.Option(
         "--feed",
-        help="rgb or bgr: the channel order llama.cpp is really fed, whatever the contract says;"
-        " bgr plays an app whose bridge swaps red and blue.",
+        help="Feed llama.cpp rgb or bgr, whatever the contract says. bgr imitates an app whose bridge swaps red and"
+        " blue.",
     ),
 ]
 
@@ -42,7 +58,12 @@ def _order(value: str | None) -> "ChannelOrder | None":
     return value  # type: ignore[return-value]
 
 
-@app.command(help="The main job: from a recipe to the verdict, doing only what is out of date.")
+@_command(
+    "run",
+    RUN,
+    "Go from a recipe to the verdict, redoing only what is out of date. Builds the bundle, runs both sides over the"
+    " test images, judges them and writes the report.",
+)
 def run(
     recipe: RecipePath,
     assignments: Assignments = None,
@@ -50,19 +71,40 @@ def run(
     quiet: Quiet = False,
     feed: FedOrder = None,
     ladder: Annotated[
-        bool, typer.Option(help="Measure every stage of every image; without, one model at a time is in memory.")
+        bool, typer.Option(help="Measure every stage of every image. Without it, only one model is in memory.")
     ] = True,
-    baseline: Annotated[Path | None, typer.Option(help="Fail where this run is worse than this baseline.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Fail if this run is worse than this baseline.")] = None,
     shards: Annotated[
-        int | None, typer.Option(min=1, help="Divide the images; alone, put the shards together and judge.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Divide the images into N shards. Without --shard: merge the finished shards and judge.",
+            rich_help_panel=DIVIDING,
+        ),
     ] = None,
-    shard: Annotated[int | None, typer.Option(min=1, help="With --shards: do this one alone, 1 to N.")] = None,
-    ray: Annotated[int | None, typer.Option(min=1, help="Do the shards on Ray, this many workers at a time.")] = None,
+    shard: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run only this shard, 1 to N. Needs --shards.", rich_help_panel=DIVIDING),
+    ] = None,
+    ray: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run the shards on Ray, with N workers at a time.", rich_help_panel=DIVIDING),
+    ] = None,
     ray_address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster (auto, host:port); this machine by default.")
+        str | None,
+        typer.Option(
+            help="A running Ray cluster: auto, or host:port. By default Ray is started on this machine.",
+            rich_help_panel=DIVIDING,
+        ),
     ] = None,
-    ray_cpus: Annotated[int, typer.Option(min=1, help="Cores of a worker on Ray, and threads of each side there.")] = 1,
-    ray_gpus: Annotated[float, typer.Option(min=0, help="GPUs of a worker on Ray; 0.5 puts two workers on one.")] = 0,
+    ray_cpus: Annotated[
+        int,
+        typer.Option(min=1, help="Cores per Ray worker, and threads of each side there.", rich_help_panel=DIVIDING),
+    ] = 1,
+    ray_gpus: Annotated[
+        float,
+        typer.Option(min=0, help="GPUs per Ray worker; 0.5 lets two workers share one.", rich_help_panel=DIVIDING),
+    ] = 0,
     verbose: Verbose = False,
 ) -> None:
     from parity.judge.baseline import read_baseline
@@ -95,7 +137,7 @@ def _end(build: "Build", verdict: "Verdict", verbose: bool = False, recipe: str 
     sys.exit(verdict.exit_code)
 
 
-@app.command(help="Run the Hugging Face side alone over the test images.")
+@_command("hf", RUN, "Run only the Hugging Face side over the test images.")
 def hf(recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
     from parity.run import open_run
 
@@ -103,7 +145,7 @@ def hf(recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, q
         typer.echo(job.answer("hf"))
 
 
-@app.command(help="Run the llama.cpp side alone over the test images.")
+@_command("llamacpp", RUN, "Run only the llama.cpp side over the test images.")
 def llamacpp(
     recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False, feed: FedOrder = None
 ) -> None:
@@ -113,31 +155,34 @@ def llamacpp(
         typer.echo(job.answer("llamacpp"))
 
 
-@app.command(help="Judge saved results files; no model is loaded. Several candidates are several runs of one.")
+@_command(
+    "judge",
+    JUDGE,
+    "Judge saved results without loading a model. Several candidate files are several runs of one side.",
+)
 def judge(
-    reference: Annotated[Path, typer.Argument(help="Results of the side that is right by definition (hf).")],
+    reference: Annotated[Path, typer.Argument(help="Results of the reference side (Hugging Face).")],
     candidates: Annotated[
-        list[Path], typer.Argument(help="Results of the side to judge, one file a run; with --plan HOST and DEVICE.")
+        list[Path],
+        typer.Argument(help="Results of the side to be judged, one file per run. With --plan: HOST, then DEVICE."),
     ],
     contract: ContractFile = None,
     ladder: LadderFile = None,
     plan: Annotated[
-        Path | None, typer.Option(help="Judge a phone's answers to some of the images by this plan.")
+        Path | None, typer.Option(help="Judge a phone that answered only some of the images, by this plan.")
     ] = None,
     margin: Annotated[
-        float | None, typer.Option(help="Percentage points in place of the contract's gate.margin_points.")
+        float | None, typer.Option(help="Percentage points, in place of the contract's gate.margin_points.")
     ] = None,
     noise_factor: Annotated[
-        float | None, typer.Option(help="Factor on the measured limits in place of gate.noise_factor.")
+        float | None, typer.Option(help="Factor on the measured limits, in place of gate.noise_factor.")
     ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option(help="Committed baseline: to be worse than it is a failure of its own.")
-    ] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Fail if the candidate is worse than this baseline.")] = None,
     bundle: Annotated[
-        Path | None, typer.Option(help="The candidate must have run the GGUFs of this bundle, by their hashes.")
+        Path | None, typer.Option(help="Refuse a candidate that did not run the GGUFs of this bundle.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the page (HTML) here, too.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write verdict.json here, too.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write the HTML page here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write verdict.json here.")] = None,
     verbose: Verbose = False,
 ) -> None:
     from rich.console import Console
@@ -192,11 +237,11 @@ def judge(
     sys.exit(verdict.exit_code)
 
 
-@app.command(help="Compare two results files of any sides or runs. Exit code 1 where an answer differs.")
+@_command("diff", JUDGE, "Compare two results files, of any sides or runs. Exits with 1 if any answer differs.")
 def diff(
     a: Annotated[Path, typer.Argument(help="Results, for example of the last release.")],
-    b: Annotated[Path, typer.Argument(help="Results, for example of this one.")],
-    out: Annotated[Path | None, typer.Option(help="Write the comparison here as JSON, too.")] = None,
+    b: Annotated[Path, typer.Argument(help="Results, for example of this release.")],
+    out: Annotated[Path | None, typer.Option(help="Also write the comparison here, as JSON.")] = None,
 ) -> None:
     from rich.console import Console
 
@@ -211,10 +256,14 @@ def diff(
     sys.exit(found.exit_code)
 
 
-@app.command(help="Write a small baseline file to commit: `judge --baseline` then fails what got worse.")
+@_command(
+    "baseline",
+    JUDGE,
+    "Write a small baseline file to commit. `parity judge --baseline` then fails whatever got worse.",
+)
 def baseline(
-    reference: Annotated[Path, typer.Argument(help="Results of the side that is right by definition (hf).")],
-    candidate: Annotated[Path, typer.Argument(help="Results of the side whose level is to be kept.")],
+    reference: Annotated[Path, typer.Argument(help="Results of the reference side (Hugging Face).")],
+    candidate: Annotated[Path, typer.Argument(help="Results of the side that must not get worse.")],
     out: Annotated[Path, typer.Option(help="The file to write, for example baselines/tiny.json.")],
     contract: ContractFile = None,
     ladder: LadderFile = None,
@@ -236,14 +285,19 @@ def baseline(
     )
 
 
-@app.command(help="Put one side's pixels, embeddings, types and settings into the other: which part makes which error.")
+@_command(
+    "swap",
+    DIAGNOSE,
+    "Find which part causes which error, by swapping parts between the sides. The parts are pixels, embeddings,"
+    " types and settings.",
+)
 def swap(
     recipe: RecipePath,
     assignments: Assignments = None,
     runs: Runs = RUNS,
     quiet: Quiet = False,
-    samples: Annotated[int, typer.Option(min=1, help="Images to try, taken evenly over all.")] = 64,
-    out: Annotated[Path | None, typer.Option(help="Folder to write into; by default swap in the run's.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Number of images, spread evenly over all.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="Folder to write into; by default the run's swap/.")] = None,
 ) -> None:
     from rich.console import Console
 
@@ -253,12 +307,12 @@ def swap(
     print_matrix(make_matrix(open_build(recipe, assignments, runs, quiet), samples, out), Console())
 
 
-@app.command(help="Make the reports of a run again from its saved files; no model is loaded.")
+@_command("report", JUDGE, "Rewrite a run's reports from its saved files. No model is loaded.")
 def report(
     folder: Annotated[
-        Path, typer.Argument(help="A run's folder, such as runs/tiny, or the parity folder in it.", show_default=False)
+        Path, typer.Argument(help="A run's folder, such as runs/tiny, or its parity/ folder.", show_default=False)
     ],
-    out: Annotated[Path | None, typer.Option(help="Write the page alone, here, and leave the folder as it is.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write only the HTML page, here; the folder stays as it is.")] = None,
 ) -> None:
     from parity.report.files import write_reports, written_at
     from parity.report.page import render_page
@@ -276,7 +330,7 @@ def report(
     tell_github(saved.verdict)
 
 
-@app.command(help="Sign a run's results, ladder and verdict, as they are: writes parity.sig beside them.")
+@_command("sign", RELEASE, "Sign a run's results, ladder and verdict as they are. Writes parity.sig beside them.")
 def sign(
     folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/tiny.", show_default=False)],
     key: Annotated[Path, typer.Option(help="PEM file with an elliptic-curve private key.", show_default=False)],
@@ -286,11 +340,11 @@ def sign(
     typer.echo(f"{sign_evidence(folder, key)}: signs the results, the ladder and the verdict")
 
 
-@app.command(help="Let a run through for release: judged again from its files, PASS under the contract's own limits.")
+@_command("gate", RELEASE, "Release a run only if its files, judged again, PASS. The limits are the contract's own.")
 def gate(
     folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/tiny.", show_default=False)],
     public_key: Annotated[
-        Path | None, typer.Option(help="PEM file; bundle, results and verdict must be signed by its owner.")
+        Path | None, typer.Option(help="PEM file. Bundle, results and verdict must be signed with its private key.")
     ] = None,
 ) -> None:
     from parity.release import require_release
@@ -298,17 +352,19 @@ def gate(
     typer.echo("\n".join(require_release(folder, public_key)))
 
 
-@app.command(
-    help="Plant faults one at a time on a recipe's run: each must be caught at its own stage, else exit code 1."
+@_command(
+    "selftest",
+    DIAGNOSE,
+    "Plant faults and check that each is caught at its own stage. Exits with 1 if one is not.",
 )
 def selftest(
     recipe: RecipePath,
     assignments: Assignments = None,
     runs: Runs = RUNS,
     quiet: Quiet = False,
-    samples: Annotated[int, typer.Option(min=1, help="Images that each fault is run on.")] = 96,
+    samples: Annotated[int, typer.Option(min=1, help="Number of images that each fault is tried on.")] = 96,
     only: Annotated[
-        list[str] | None, typer.Option(help="Plant this fault alone, and write no files. May be repeated.")
+        list[str] | None, typer.Option(help="Plant only this fault, and write no files. Repeatable.")
     ] = None,
 ) -> None:
     from rich.console import Console
@@ -322,20 +378,21 @@ def selftest(
     sys.exit(EXIT_PASS if done.passed else EXIT_FAIL)
 
 
-@app.command(help="Measure and judge every pair of quantizations; names the smallest that passes.")
+@_command("sweep", RUN, "Measure and judge every pair of quantizations, and name the smallest that passes.")
 def sweep(
     recipe: RecipePath,
     assignments: Assignments = None,
     runs: Runs = RUNS,
     quiet: Quiet = False,
     text: Annotated[
-        str, typer.Option(help="Types of the language half, commas between them.")
+        str, typer.Option(help="Types of the language half, separated by commas.")
     ] = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,F16",
-    mmproj: Annotated[str, typer.Option(help="Types of the vision half, commas between them.")] = "F16,Q8_0",
-    samples: Annotated[int | None, typer.Option(help="Images to use, evenly over all; by default all.")] = None,
+    mmproj: Annotated[str, typer.Option(help="Types of the vision half, separated by commas.")] = "F16,Q8_0",
+    samples: Annotated[int | None, typer.Option(help="Number of images, spread evenly; by default all.")] = None,
 ) -> None:
     from rich.console import Console
 
+    from parity.studies.ship import ship_commands
     from parity.studies.sweep.job import parse_types, sweep_build
     from parity.studies.sweep.table import print_sweep
     from pipeline.core.gguf_types import MmprojType, TextType
@@ -343,18 +400,18 @@ def sweep(
     texts, mmprojs = parse_types(text, TextType, "--text"), parse_types(mmproj, MmprojType, "--mmproj")
     build = open_build(recipe, assignments, runs, quiet)
     found = sweep_build(build, texts, mmprojs, samples)
-    print_sweep(found, Console())
+    print_sweep(found, Console(), ship_commands(recipe, assignments or (), None if runs == RUNS else runs))
     build.reporter.say("sweep", f"{build.root / 'sweep' / 'sweep.png'}")
     sys.exit(found.exit_code)
 
 
-@app.command(help="Export and judge the pair that a sweep found: the bundle to ship, in a run of its own.")
+@_command("ship", RUN, "Export and judge the pair that the sweep found, in a run of its own.")
 def ship(
     recipe: RecipePath,
     assignments: Assignments = None,
     runs: Runs = RUNS,
     quiet: Quiet = False,
-    pair: Annotated[str | None, typer.Option(help="Ship these types, as in Q4_0+Q8_0, whatever a sweep says.")] = None,
+    pair: Annotated[str | None, typer.Option(help="Ship this pair of types, such as Q4_0+Q8_0, instead.")] = None,
 ) -> None:
     from parity.run import run as run_job
     from parity.studies.ship import parse_pair, swept_pair, variant_name
@@ -371,13 +428,15 @@ def ship(
     _end(variant, verdict)
 
 
-app.command(help="Any pair: judge two GGUFs by their Hugging Face model, on any pictures. Needs no recipe.")(
+_command("check", RUN, "Judge any two GGUFs against their Hugging Face model, on any pictures. Needs no recipe.")(
     commands.check
 )
-app.command(
-    help="Plan how few images a phone has to answer, before its first: writes plan.json, prints the PASS line."
+_command(
+    "plan",
+    JUDGE,
+    "Plan how few images a phone has to answer, before it answers any. Writes plan.json and prints the PASS line.",
 )(commands.plan)
-app.command(help="Tiny models of many families, made, converted, checked: is each as docs/families.json expects?")(
+_command("families", DIAGNOSE, "Check tiny models of many families against what docs/families.json expects.")(
     commands.families
 )
 

@@ -15,59 +15,161 @@ from pipeline.cli import RUNS, Quiet
 if TYPE_CHECKING:
     from parity.judge.verdict import Verdict
 
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show all that was measured, not a line a check.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show everything that was measured, not one line per check.")
+]
 ContractFile = Annotated[
     Path | None,
-    typer.Option("--contract", help="Contract file; by default the one REFERENCE ran under, if beside it."),
+    typer.Option("--contract", help="Contract file; by default the one beside REFERENCE, if REFERENCE ran under it."),
 ]
 LadderFile = Annotated[
     Path | None,
-    typer.Option("--ladder", help="Ladder of the two; by default ladder.jsonl beside REFERENCE, if theirs."),
+    typer.Option("--ladder", help="Ladder of the two; by default ladder.jsonl beside REFERENCE, if it is theirs."),
 ]
+
+MODEL_FILES, PICTURES, LLAMA_CPP = "Model and app", "Pictures and answers", "llama.cpp"
+VERDICT, DIVIDING = "Verdict", "Dividing a large run"
+"""Headings of the options."""
 
 
 def check(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Hugging Face model: folder, or hub id.", show_default=False)
+        str, typer.Argument(metavar="MODEL", help="Hugging Face model: a folder, or a hub id.", show_default=False)
     ],
     places: Annotated[
         list[Path],
         typer.Argument(
             metavar="TEXT MMPROJ PHOTOS",
-            help="GGUF of the language half, GGUF of the vision half (neither with --hf), and the pictures: a folder,"
-            " class folders, or a table (labels.json, CSV, JSON lines).",
+            help="The GGUF of the language half, the GGUF of the vision half (leave both out with --hf), and the"
+            " pictures: a folder, a folder with one sub-folder per class, or a table (labels.json, CSV, JSON lines).",
             show_default=False,
         ),
     ],
-    hf: Annotated[str | None, typer.Option("--hf", "-hf", help="Both GGUFs from the hub: owner/name:Q8_0.")] = None,
-    labels: Annotated[str, typer.Option(help="Classes, commas between them; without, answers are open.")] = "",
-    answers: Annotated[str | None, typer.Option(help="Column of the table with the answer expected.")] = None,
-    metric: Annotated[str | None, typer.Option(help="What scores them: exact_match, or module:function.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="The question; {column} takes a picture's own value.")] = None,
-    raw: Annotated[bool, typer.Option(help="Send it as it is, <__media__> for the picture.")] = False,
-    contract: Annotated[Path | None, typer.Option(help="An app's: letterbox, prompt, labels, runtime.")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="LoRA adapter that is not merged into MODEL.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", "-n", min=1, help="Of an answer.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many pictures, evenly over all.")] = None,
-    ctx: Annotated[int | None, typer.Option("--ctx-size", "-c", min=0, help="Context; by default as needed.")] = None,
-    cache_type_k: Annotated[str | None, typer.Option("--cache-type-k", "-ctk", help="f16, q8_0, q4_0, ...")] = None,
-    cache_type_v: Annotated[str | None, typer.Option("--cache-type-v", "-ctv", help="f16, q8_0, q4_0, ...")] = None,
-    flash_attn: Annotated[str | None, typer.Option("--flash-attn", "-fa", help="auto, on or off.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Of llama.cpp.")] = None,
-    image_min_tokens: Annotated[int | None, typer.Option(min=1, help="Least tokens of a picture.")] = None,
-    image_max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a picture.")] = None,
-    margin: Annotated[float | None, typer.Option(help="Points that accuracies or scores may differ by; 3.")] = None,
-    noise_factor: Annotated[float | None, typer.Option(help="Factor on the measured limits; 1.")] = None,
-    agreement: Annotated[float | None, typer.Option(help="Share of the answers' tokens to agree; 0.95.")] = None,
-    layers: Annotated[bool, typer.Option(help="Where a half differs, compare its layers: which parts first.")] = False,
-    baseline: Annotated[Path | None, typer.Option(help="Fail where this check is worse than this baseline.")] = None,
-    shards: Annotated[
-        int | None, typer.Option(min=1, help="Divide the pictures; alone, put the shards together and judge.")
+    hf: Annotated[
+        str | None,
+        typer.Option(
+            "--hf", "-hf", help="Take both GGUFs from the hub, as in owner/name:Q8_0.", rich_help_panel=MODEL_FILES
+        ),
     ] = None,
-    shard: Annotated[int | None, typer.Option(min=1, help="With --shards: do this one alone, 1 to N.")] = None,
-    low_memory: Annotated[bool, typer.Option(help="One model at a time in memory; slower.")] = False,
-    gpu: Annotated[bool, typer.Option(help="Compute on the GPU, both sides.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder to write into; by default runs/check-<model>.")] = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="Classes, separated by commas. Without them, the answers are open.", rich_help_panel=PICTURES
+        ),
+    ] = "",
+    answers: Annotated[
+        str | None, typer.Option(help="Column of the table with the expected answers.", rich_help_panel=PICTURES)
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="How answers are scored: exact_match, or module:function.", rich_help_panel=PICTURES),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="The question. {column} in it stands for the picture's own value.", rich_help_panel=PICTURES),
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            help="Send the prompt without a chat template; <__media__> is the picture.",
+            rich_help_panel=PICTURES,
+            show_default=False,
+        ),
+    ] = False,
+    contract: Annotated[
+        Path | None,
+        typer.Option(help="An app's contract: its letterbox, prompt, labels and runtime.", rich_help_panel=MODEL_FILES),
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="LoRA adapter that is not merged into MODEL.", rich_help_panel=MODEL_FILES)
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", "-n", min=1, help="Longest answer, in tokens.", rich_help_panel=PICTURES),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use at most N pictures, spread evenly over all.", rich_help_panel=PICTURES),
+    ] = None,
+    ctx: Annotated[
+        int | None,
+        typer.Option(
+            "--ctx-size",
+            "-c",
+            min=0,
+            help="Context size, in tokens; by default, what is needed.",
+            rich_help_panel=LLAMA_CPP,
+        ),
+    ] = None,
+    cache_type_k: Annotated[
+        str | None,
+        typer.Option(
+            "--cache-type-k", "-ctk", help="Type of the cache's keys: f16, q8_0, q4_0, ...", rich_help_panel=LLAMA_CPP
+        ),
+    ] = None,
+    cache_type_v: Annotated[
+        str | None,
+        typer.Option(
+            "--cache-type-v",
+            "-ctv",
+            help="Type of the cache's values: f16, q8_0, q4_0, ...",
+            rich_help_panel=LLAMA_CPP,
+        ),
+    ] = None,
+    flash_attn: Annotated[
+        str | None,
+        typer.Option("--flash-attn", "-fa", help="Flash attention: auto, on or off.", rich_help_panel=LLAMA_CPP),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", "-t", min=1, help="Threads of llama.cpp.", rich_help_panel=LLAMA_CPP)
+    ] = None,
+    image_min_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Fewest tokens per picture.", rich_help_panel=LLAMA_CPP)
+    ] = None,
+    image_max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens per picture.", rich_help_panel=LLAMA_CPP)
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Percentage points that accuracies or scores may differ by; by default 3.", rich_help_panel=VERDICT
+        ),
+    ] = None,
+    noise_factor: Annotated[
+        float | None, typer.Option(help="Factor on the measured limits; by default 1.", rich_help_panel=VERDICT)
+    ] = None,
+    agreement: Annotated[
+        float | None,
+        typer.Option(help="Share of the answers' tokens that must agree; by default 0.95.", rich_help_panel=VERDICT),
+    ] = None,
+    layers: Annotated[
+        bool,
+        typer.Option(
+            help="Where a half differs, compare its layers to find the first that does.",
+            rich_help_panel=VERDICT,
+            show_default=False,
+        ),
+    ] = False,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Fail if this check is worse than this baseline.", rich_help_panel=VERDICT)
+    ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Divide the pictures into N shards. Without --shard: merge the finished shards and judge.",
+            rich_help_panel=DIVIDING,
+        ),
+    ] = None,
+    shard: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run only this shard, 1 to N. Needs --shards.", rich_help_panel=DIVIDING),
+    ] = None,
+    low_memory: Annotated[
+        bool, typer.Option(help="Keep only one model in memory at a time; slower.", show_default=False)
+    ] = False,
+    gpu: Annotated[bool, typer.Option(help="Run both sides on the GPU.", show_default=False)] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder to write into; by default runs/check-MODEL.")] = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -100,28 +202,26 @@ def check(
 
 
 def plan(
-    reference: Annotated[Path, typer.Argument(help="Results of the side that is right by definition (hf).")],
-    host: Annotated[Path, typer.Argument(help="Results of the GGUFs under llama.cpp on this machine, all images.")],
+    reference: Annotated[Path, typer.Argument(help="Results of the reference side (Hugging Face).")],
+    host: Annotated[Path, typer.Argument(help="Results of llama.cpp on this machine, for all images.")],
     out: Annotated[
         Path | None, typer.Option(help="The file to write; by default plan.json beside HOST.", show_default=False)
     ] = None,
     contract: ContractFile = None,
     ladder: LadderFile = None,
     margin: Annotated[
-        float | None, typer.Option(help="Percentage points in place of the contract's gate.margin_points.")
+        float | None, typer.Option(help="Percentage points, in place of the contract's gate.margin_points.")
     ] = None,
-    census: Annotated[int, typer.Option(help="Always answer so many images with the host's smallest margins.")] = 0,
+    census: Annotated[int, typer.Option(help="Always include the N images with the host's smallest margins.")] = 0,
     class_checks: Annotated[
-        int, typer.Option(help="Always answer so many images of each class; they can only turn red.")
+        int, typer.Option(help="Always include N images of each class; they can only fail the phone.")
     ] = 5,
-    block: Annotated[
-        int, typer.Option(help="So many images of all kinds come first: an early FAIL is tried on them.")
-    ] = 30,
+    block: Annotated[int, typer.Option(help="Begin with N images of all kinds, so that a FAIL can show early.")] = 30,
     budget: Annotated[
-        int | None, typer.Option(help="Images that the phone answers at most; by default all that can count.")
+        int | None, typer.Option(help="Let the phone answer at most N images; by default all that can count.")
     ] = None,
     seed: Annotated[
-        str | None, typer.Option(help="64 hex digits, to make a plan again; the verdict then says so.")
+        str | None, typer.Option(help="64 hex digits that make the same plan again; the verdict then says so.")
     ] = None,
 ) -> None:
     from rich.console import Console
@@ -148,11 +248,11 @@ def plan(
 
 
 def families(
-    names: Annotated[list[str] | None, typer.Argument(help="Of these alone; by default of all.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Families to check; by default all.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write into; by default runs/families.", show_default=False)
     ] = None,
-    write: Annotated[bool, typer.Option("--write", help="Write the expectation and its table in docs/ anew.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Make what is found the expectation, in docs/.")] = False,
     quiet: Quiet = False,
 ) -> None:
     from rich.console import Console

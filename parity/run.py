@@ -38,7 +38,7 @@ from pipeline.core.settings import validate
 from pipeline.evaluation import Answer, evaluate, write_evaluation
 from pipeline.export.bundle import MANIFEST, mmproj_name, text_name
 from pipeline.export.mlbom import Metric, model_bom
-from pipeline.workflow.build import Build
+from pipeline.workflow.build import STAGES, Build
 from pipeline.workflow.stage import Stage
 
 if TYPE_CHECKING:
@@ -204,18 +204,23 @@ class Run:
         """Judge what is there, and write the verdict, the reports and the bill of materials."""
         from parity.report.files import write_reports
 
-        reference, candidate = (self._read(self.folder / name) for name in FILES.values())
-        ladder = read_ladder(self.folder / LADDER) if with_ladder else None
-        self._evaluate(reference)
-        causes = self._causes(reference, candidate)
-        checks = checks_of(self.contract)
-        verdict = judge(reference, candidate, self.contract, checks, ladder, baseline=baseline, causes=causes)
-        if baseline:
-            write_baseline(baseline, self.folder / BASELINE)
-        write_verdict(verdict, self.folder / "verdict.json")
-        paths = {sample.key: sample.path for sample in self.samples}
-        write_reports(verdict, reference, candidate, ladder, lambda key: paths[key].read_bytes(), self.folder)
-        write_json(self.folder / "model.cdx.json", _bill_of_materials(self.build, verdict))
+        reporter = self.build.reporter
+        with reporter.working("judge", f"comparing the answers to {len(self.samples)} images") as done:
+            reference, candidate = (self._read(self.folder / name) for name in FILES.values())
+            ladder = read_ladder(self.folder / LADDER) if with_ladder else None
+            self._evaluate(reference)
+            causes = self._causes(reference, candidate)
+            checks = checks_of(self.contract)
+            verdict = judge(reference, candidate, self.contract, checks, ladder, baseline=baseline, causes=causes)
+            if baseline:
+                write_baseline(baseline, self.folder / BASELINE)
+            write_verdict(verdict, self.folder / "verdict.json")
+            done(f"{verdict.status}, {verdict.n} images")
+        with reporter.working("report", "writing the reports") as done:
+            paths = {sample.key: sample.path for sample in self.samples}
+            write_reports(verdict, reference, candidate, ladder, lambda key: paths[key].read_bytes(), self.folder)
+            write_json(self.folder / "model.cdx.json", _bill_of_materials(self.build, verdict))
+            done("written")
         return verdict
 
     def _causes(self, reference: Results, candidate: Results) -> Causes | None:
@@ -364,6 +369,18 @@ class Division:
     """GPUs of a worker on Ray."""
 
 
+def stages(with_ladder: bool, division: Division | None) -> tuple[str, ...]:
+    """What a run does, in order."""
+    if division and division.shard is not None:
+        return *STAGES, "floor", "shard"
+    answering: tuple[str, ...] = ("hf", "llamacpp")
+    if division:
+        answering = ("floor", "ray") if division.workers is not None else ("floor",)
+    elif with_ladder:
+        answering = ("floor", "ladder")
+    return *STAGES, *answering, "judge", "report"
+
+
 def run(
     build: Build,
     fed_order: ChannelOrder | None = None,
@@ -375,6 +392,7 @@ def run(
 
     ``with_ladder`` off runs one side after the other, so that only one model is in memory.
     """
+    build = build.counting(stages(with_ladder, division))
     build.ensure_export()
     with open_run(build, fed_order) as job:
         if division and division.shard is not None and division.shards is not None:

@@ -8,7 +8,7 @@ import importlib
 import json
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,6 +25,7 @@ from pipeline.contract import (
 )
 from pipeline.core.errors import UserError
 from pipeline.core.files import canonical_json, read_regular, sha256_bytes
+from pipeline.core.gguf_types import canonical
 from pipeline.core.settings import Frozen, validate
 
 EXACT_MATCH = "exact_match"
@@ -47,6 +48,11 @@ class ToolRuntime(Frozen):
     image_min_tokens: int | None = Field(None, ge=1)
     """null: what the mmproj says."""
     image_max_tokens: int | None = Field(None, ge=1)
+
+    @field_validator("type_k", "type_v", mode="before")
+    @classmethod
+    def _cache_type(cls, value: Any) -> Any:
+        return canonical(value, KvType)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -3,33 +3,70 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.core.errors import UserError
+from pipeline.core.help_pages import Command, Commands, examples, version_flag
 
 if TYPE_CHECKING:
     from pipeline.workflow.build import Build
 
 app = typer.Typer(
     help="Make a GGUF bundle from labelled photos: dataset, base model, fine-tuning, merge, export.",
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+MAKE, LOOK, RELEASE = "Make a bundle", "Look at a result", "Release"
+
+EXAMPLES = {
+    "dataset": (
+        "pipeline dataset configs/tiny.yaml",
+        "pipeline dataset configs/photos.yaml --set dataset.path=photos",
+    ),
+    "base": ("pipeline base configs/tiny.yaml",),
+    "train": ("pipeline train configs/tiny.yaml --set train.epochs=1",),
+    "merge": ("pipeline merge configs/tiny.yaml",),
+    "export": (
+        "pipeline export configs/tiny.yaml",
+        "pipeline export configs/tiny.yaml --set export.text_type=Q4_K_M",
+    ),
+    "evaluate": ("pipeline evaluate configs/tiny.yaml",),
+    "letterbox": ("pipeline letterbox photo.jpg canvas.png",),
+    "verify": (
+        "pipeline verify runs/tiny/bundle",
+        "pipeline verify runs/tiny/bundle --public-key key.pub",
+    ),
+    "sign": ("pipeline sign runs/tiny/bundle --key key.pem",),
+}
+
+
+@app.callback()
+def _program(version: Annotated[bool, version_flag("pipeline")] = False) -> None:
+    pass
+
+
+def _command(name: str, group: str, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command under a heading of the help page; it is ``text``, and its examples."""
+    return app.command(name, cls=Command, rich_help_panel=group, help=text, epilog=examples(*EXAMPLES[name]))
+
 
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, such as configs/tiny.yaml.", show_default=False)]
 Assignments = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Change keys of the recipe, as in --set 'train.epochs=1 contract.labels=[a, b c]'; repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change keys of the recipe, as in --set 'train.epochs=1 contract.labels=[a, b c]'. Repeatable.",
     ),
 ]
-Runs = Annotated[Path, typer.Option(help="Folder that holds one folder a recipe.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Runs = Annotated[Path, typer.Option(help="Folder with one folder per recipe.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result and errors.")]
 RUNS = Path("runs")
 
 
@@ -97,19 +134,22 @@ def open_build(recipe: Path, assignments: list[str] | None, runs: Path, quiet: b
 
 def _stage(name: str, text: str) -> None:
     def command(recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
-        getattr(open_build(recipe, assignments, runs, quiet), f"ensure_{name}")()
+        from pipeline.workflow.build import STAGES
 
-    app.command(name, help=text + " Stages before it are run where they are out of date.")(command)
+        stages = STAGES[: STAGES.index(name) + 1]
+        getattr(open_build(recipe, assignments, runs, quiet).counting(stages), f"ensure_{name}")()
+
+    _command(name, MAKE, text + " Earlier stages are run where they are out of date.")(command)
 
 
-_stage("dataset", "Make or import the labelled pictures, letterboxed as the phone does it.")
+_stage("dataset", "Generate or import the labelled pictures, letterboxed exactly as on the phone.")
 _stage("base", "Make, check or fetch the model to start from.")
-_stage("train", "Fine-tune with LoRA; run again after a kill to resume.")
-_stage("merge", "Merge the adapter into the base model and test that nothing was lost.")
-_stage("export", "Write the bundle: both GGUFs, re-opened and checked, contract and manifest.")
+_stage("train", "Fine-tune with LoRA. If it was interrupted, run it again to resume.")
+_stage("merge", "Merge the adapter into the base model and check that nothing was lost.")
+_stage("export", "Write the bundle: both GGUFs, re-opened and checked, the contract and a manifest.")
 
 
-@app.command(help="Evaluate the fine-tuned model on the test images: accuracy, per class, confusion, errors.")
+@_command("evaluate", LOOK, "Evaluate the fine-tuned model on the test images: accuracy, confusion matrix, errors.")
 def evaluate(recipe: RecipePath, assignments: Assignments = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
     from pipeline.evaluation import evaluation_text
 
@@ -120,10 +160,10 @@ def evaluate(recipe: RecipePath, assignments: Assignments = None, runs: Runs = R
 Bundle = Annotated[Path, typer.Argument(help="A bundle's folder, such as runs/tiny/bundle.", show_default=False)]
 
 
-@app.command(help="Check a bundle: every file against its manifest, the contract's digest in all, and the signature.")
+@_command("verify", RELEASE, "Check a bundle: its files against the manifest, its contract, and its signature.")
 def verify(
     bundle: Bundle,
-    public_key: Annotated[Path | None, typer.Option(help="PEM file; the bundle must be signed by its owner.")] = None,
+    public_key: Annotated[Path | None, typer.Option(help="PEM file; the bundle must be signed with its key.")] = None,
 ) -> None:
     from pipeline.export.verify import SIGNATURE, report, verify_bundle
 
@@ -137,7 +177,7 @@ def verify(
         typer.echo(f"{SIGNATURE} was not checked: --public-key does that", err=True)
 
 
-@app.command(help="Check a bundle and sign it: writes model.sig into it.")
+@_command("sign", RELEASE, "Check a bundle and sign it. Writes model.sig into it.")
 def sign(
     bundle: Bundle,
     key: Annotated[Path, typer.Option(help="PEM file with an elliptic-curve private key.", show_default=False)],
@@ -148,11 +188,11 @@ def sign(
     typer.echo(f"{bundle / 'model.sig'}: signs every other file of the bundle")
 
 
-@app.command(help="Letterbox one photo exactly as the phone does and save it as PNG.")
+@_command("letterbox", LOOK, "Letterbox one photo exactly as the phone does, and save it as PNG.")
 def letterbox(
     photo: Annotated[Path, typer.Argument(help="Any picture that Android can decode.")],
     out: Annotated[Path, typer.Argument(help="The PNG to write.")],
-    contract: Annotated[Path | None, typer.Option(help="A contract file; the phone's by default.")] = None,
+    contract: Annotated[Path | None, typer.Option(help="Contract file; by default the phone's own.")] = None,
 ) -> None:
     import io
 

@@ -12,12 +12,13 @@ import json
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import canonical_json, read_regular, sha256_bytes
+from pipeline.core.gguf_types import canonical
 from pipeline.core.settings import Frozen, validate
 
 DEFAULT_CONTRACT = Path(__file__).parent.parent / "android_fixtures" / "contract.json"
@@ -100,6 +101,11 @@ class Runtime(Frozen):
     """Whether flash attention is on."""
     n_threads: int | None = Field(None, ge=1, le=1024)
     """Threads; null is the app's rule, half the cores, at least 2 and at most 6."""
+
+    @field_validator("type_k", "type_v", mode="before")
+    @classmethod
+    def _cache_type(cls, value: Any) -> Any:
+        return canonical(value, KvType)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_regular
-from pipeline.core.gguf_types import MmprojType, TextType
+from pipeline.core.files import read_regular, shown
+from pipeline.core.gguf_types import MmprojType, TextType, canonical
 from pipeline.core.settings import Frozen, validate
+
+PHOTOS_RECIPE = "configs/photos.yaml"
+"""The recipe for a user's own photos."""
 
 Part = Literal["frozen", "lora", "full"]
 
@@ -134,6 +137,16 @@ class ExportSettings(Frozen):
     mmproj_type: MmprojType = "Q8_0"
     """Type of the vision encoder's weights."""
 
+    @field_validator("text_type", mode="before")
+    @classmethod
+    def _text_type(cls, value: Any) -> Any:
+        return canonical(value, TextType)
+
+    @field_validator("mmproj_type", mode="before")
+    @classmethod
+    def _mmproj_type(cls, value: Any) -> Any:
+        return canonical(value, MmprojType)
+
 
 class Recipe(Frozen):
     """Everything that determines a run."""
@@ -208,6 +221,20 @@ def _set(data: dict[str, Any], assignment: str) -> None:
     data[last] = _read_yaml(value, f"--set {assignment!r}")
 
 
+def _check_pictures(data: dict[str, Any], path: Path) -> None:
+    """Raise UserError where photos are given to a recipe that draws its own pictures: what to type instead."""
+    dataset = data.get("dataset")
+    if not isinstance(dataset, dict) or dataset.get("source", "embedded") != "embedded":
+        return
+    for key in ("path", "test_path"):
+        if dataset.get(key):
+            raise UserError(
+                f"recipe {path}: dataset.{key}: {shown(data.get('name', 'it'))} draws its own pictures (dataset.source:"
+                f" embedded) and takes no photos: add RECIPE={PHOTOS_RECIPE} to `make`, or name {PHOTOS_RECIPE} in"
+                f" place of {path}"
+            )
+
+
 def load_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe, with ``KEY=VALUE`` assignments (dotted keys, YAML values) laid over it; see
     :func:`split_assignments` for texts of several.
@@ -223,4 +250,5 @@ def load_recipe(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
     for text in assignments:
         for assignment in split_assignments(text) or (text,):
             _set(data, assignment)
+    _check_pictures(data, path)
     return validate(Recipe, data, f"recipe {path}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -54,6 +55,11 @@ def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[st
     program, *rest = map(str, arguments)
     environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
     return subprocess.run([BIN / program, *rest], capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+
+
+def lines_of(result: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """Stage -> the last line that was said of it."""
+    return {re.sub(r"^\[\d+/\d+\] ", "", line).split()[0]: line for line in result.stderr.splitlines()}
 
 
 @pytest.fixture(scope="session")
@@ -158,8 +164,10 @@ def test_a_second_run_does_nothing_and_says_the_same(place: Path, copied: Path) 
     assert result.returncode == 0
     assert (copied / "parity" / "model.cdx.json").read_bytes() == bill
     stages = ["dataset", "base", "train", "merge", "export", "floor", "ladder"]
-    lines = {line.split()[0]: line for line in result.stderr.splitlines()}
+    lines = lines_of(result)
     assert all("unchanged" in lines[stage] for stage in stages), result.stderr
+    counted = [line.split()[:2] for line in result.stderr.splitlines() if line.startswith("[")]
+    assert counted == [[f"[{number}/9]", stage] for number, stage in enumerate([*stages, "judge", "report"], 1)]
     assert [path.stat().st_mtime_ns for path in made] == before
 
 
@@ -168,7 +176,7 @@ def test_a_changed_setting_runs_only_what_depends_on_it(place: Path, run: Path) 
     options = ("--runs", "f16", "--set", "export.text_type=F16")
     result = command("parity", "run", "small.yaml", *options, cwd=place)
     assert result.returncode == 0, result.stderr
-    lines = {line.split()[0]: line for line in result.stderr.splitlines()}
+    lines = lines_of(result)
     assert all("unchanged" in lines[stage] for stage in ("dataset", "base", "train", "merge", "floor"))
     assert all("unchanged" not in lines[stage] for stage in ("export", "ladder"))
 
@@ -490,7 +498,7 @@ def test_an_interrupted_run_says_how_to_go_on(place: Path, sent: signal.Signals)
         first = process.stderr.readline()
         process.send_signal(sent)
         said = process.stderr.read()
-    assert first.startswith("dataset")
+    assert first.startswith("[1/9] dataset")
     assert process.returncode == 130
     assert said.endswith("interrupted: run the same command again to go on\n")
     assert "Traceback" not in said

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,19 @@ def test_families_run_over_the_llama_cpp_given(told: Path) -> None:
     script, *options = make(told, *given)
     assert script == "tools/setup/bootstrap.py"
     assert options == ["--quiet", "--llama-cpp", ODD, "--run", f"{told}/parity", "families"]
+
+
+def test_help_lists_every_job_in_groups_within_80_columns() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = shown.splitlines()
+    assert [line for line in lines if len(line) > 80 or line != line.rstrip()] == []
+    groups = [line for line in lines if line and not line.startswith(" ")]
+    assert groups == ["make JOB [VARIABLE=value ...]", "Start", "Parity", "Diagnose", "Containers", "Develop"]
+    listed = [line.split()[0] for line in lines if line[:2] == "  " and line[2:3] != " "]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    needed_by_others = {"environment", "given-bundle", "given-key"}
+    assert set(listed) == set(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)) - needed_by_others
+    # What is to be typed stands below its job, further in.
+    below = lines[next(number for number, line in enumerate(lines) if line.startswith("  parity ")) + 1]
+    assert below.split()[:2] == ["RECIPE=configs/photos.yaml", "PHOTOS=folder"]
+    assert below.startswith(" " * 22)

@@ -20,7 +20,7 @@ from pipeline.contract import Contract, ImageContract
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_regular, sha256_bytes
 from pipeline.dataset.photos import NOT_DECODED, PHOTO_SUFFIXES
-from pipeline.dataset.records import Problems, in_parallel, path_inside
+from pipeline.dataset.records import LeadsOutside, Problems, in_parallel, path_inside
 from pipeline.dataset.split import Split
 from pipeline.letterbox import letterbox, open_photo
 
@@ -154,6 +154,9 @@ def _from_table(
     for place, row in rows:
         try:
             path = path_inside(folder, str(row.get(column)))
+        except LeadsOutside:
+            problems.add_link(place, str(row[column]))
+            continue
         except UserError as error:
             problems.add(place, str(error))
             continue

@@ -127,16 +127,20 @@ class Check:
             about = {"ladder": ladder.sha256, "gate": terms.gate.model_dump(mode="json"), "layers": self.layers}
             stage = Stage("causes", self.depends() | about, partial(_conform, self, ladder), (CAUSES,))
             stage.run(folder, self.opened.reporter.say)
-        reference, candidate = (read_results(folder / name) for name in (REFERENCE, CANDIDATE))
-        causes = read_causes(folder / CAUSES)
-        checks = checks_of(terms)
-        verdict = judge(reference, candidate, terms, checks, ladder, baseline=baseline, causes=causes)
-        if baseline:
-            write_baseline(baseline, folder / BASELINE)
-        write_verdict(verdict, folder / "verdict.json")
-        reference, candidate = as_judged(reference, candidate, terms)
-        paths = {photo.key: photo.path for photo in self.opened.photos}
-        write_reports(verdict, reference, candidate, ladder, lambda key: paths[key].read_bytes(), folder)
+        reporter = self.opened.reporter
+        with reporter.working("judge", f"comparing the answers to {len(self.opened.photos)} pictures") as done:
+            reference, candidate = (read_results(folder / name) for name in (REFERENCE, CANDIDATE))
+            causes = read_causes(folder / CAUSES)
+            checks = checks_of(terms)
+            verdict = judge(reference, candidate, terms, checks, ladder, baseline=baseline, causes=causes)
+            if baseline:
+                write_baseline(baseline, folder / BASELINE)
+            write_verdict(verdict, folder / "verdict.json")
+            done(f"{verdict.status}, {verdict.n} pictures")
+        with reporter.working("report", "writing the reports"):
+            reference, candidate = as_judged(reference, candidate, terms)
+            paths = {photo.key: photo.path for photo in self.opened.photos}
+            write_reports(verdict, reference, candidate, ladder, lambda key: paths[key].read_bytes(), folder)
         return verdict
 
 

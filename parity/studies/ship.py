@@ -1,12 +1,15 @@
 """Which pair of types a sweep says to ship; the command ``parity ship`` exports and judges it as a run of its own."""
 
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from pydantic import ValidationError
 
 from parity.studies.sweep.table import Sweep
 from pipeline.core.errors import UserError
-from pipeline.core.gguf_types import MmprojType, TextType
+from pipeline.core.gguf_types import MmprojType, TextType, canonical
 from pipeline.core.provenance import weights_digest
 from pipeline.workflow.build import Build
 
@@ -14,8 +17,9 @@ SWEEP = "sweep/sweep.json"
 
 
 def parse_pair(text: str) -> tuple[str, str]:
-    """``Q4_0+Q8_0`` -> (type of the language half, type of the vision half). Raises UserError."""
+    """``Q4_0+Q8_0`` -> (type of the language half, type of the vision half), in any case. Raises UserError."""
     language, plus, vision = (part.strip() for part in text.partition("+"))
+    language, vision = canonical(language, TextType), canonical(vision, MmprojType)
     if not plus or language not in get_args(TextType) or vision not in get_args(MmprojType):
         raise UserError(
             f"--pair {text!r} is not two types as in Q4_0+Q8_0: {', '.join(get_args(TextType))} for the language half,"
@@ -48,6 +52,19 @@ def swept_pair(build: Build) -> tuple[str, str]:
         raise UserError(f"the sweep in {path} has nothing to ship: {found.sentence}")
     pair = next(pair for pair in found.pairs if pair.name == found.smallest)
     return pair.text_type, pair.mmproj_type
+
+
+def ship_commands(recipe: Path, assignments: Sequence[str], runs: Path | None) -> list[str]:
+    """What to type to ship the pair that a sweep of this recipe found; ``runs``: where that is not the default.
+
+    The second is the program's own, the first, where there is one, make's.
+    """
+    settings = [word for one in assignments for word in ("--set", one)]
+    typed = shlex.join(["parity", "ship", str(recipe), *settings, *(["--runs", str(runs)] if runs else [])])
+    if runs:
+        return [typed]
+    given = [f"RECIPE={recipe}", *([f"SET={' '.join(assignments)}"] if assignments else [])]
+    return [shlex.join(["make", "parity-ship", *(one.replace("$", "$$") for one in given)]), typed]
 
 
 def variant_name(recipe: str, pair: tuple[str, str]) -> str:

@@ -41,6 +41,17 @@ def source_folder(root: Path, version: str) -> Path:
     return root / ".cache" / f"llama_cpp_python-{version}"
 
 
+def pinned_llama_cpp(root: Path) -> str:
+    """The version that the locks name and, where the images' pins lie beside them, the commit of llama.cpp in it."""
+    try:
+        package = f"{PYTHON_PACKAGE} {read_lock(root / 'locks' / 'cpu.txt')[PYTHON_PACKAGE].version}"
+        pins = (root / "docker" / "versions.env").read_text(encoding="utf-8")
+    except (UserError, OSError):  # installed without its checkout
+        return "of the installed llama-cpp-python"
+    commit = re.search(r"^LLAMA_CPP_COMMIT=([0-9a-f]{12})", pins, re.MULTILINE)
+    return f"{commit[1]} ({package})" if commit else f"of {package}"
+
+
 def llama_cpp_source(root: Path) -> Path:
     """The unpacked llama.cpp tree (the folder with ``convert_hf_to_gguf.py``). Raises UserError before the set-up."""
     tree = source_folder(root, read_lock(root / "locks" / "cpu.txt")[PYTHON_PACKAGE].version) / "vendor" / "llama.cpp"

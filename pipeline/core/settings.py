@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import shown
+from pipeline.core.wording import SHOWN_LETTERS, suggestion, told
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -15,7 +16,6 @@ MAX_VALUES = 100_000
 """A file of settings that is deeper or longer than this is a mistake or worse (and 10 lines of YAML can stand for 10^9
 values)."""
 SHOWN = 10  # faults told in full
-SHOWN_LETTERS = 60  # of a value that is no text
 
 
 class Frozen(BaseModel):
@@ -24,13 +24,13 @@ class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
     parts = []
     for item in error.errors()[:SHOWN]:
         where = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
+        message = told(item)
         if item["type"] == "extra_forbidden":
-            message = "unknown key"
+            message += suggestion(model, item["loc"])
         parts.append(f"{where}: {message}" if where else message)
     more = error.error_count() - SHOWN
     return shown("; ".join([*parts, *([f"and {more} more"] if more > 0 else [])]))
@@ -84,4 +84,4 @@ def validate(model: type[Model], data: Any, where: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{where}: {_one_line(error)}") from None
+        raise UserError(f"{where}: {_one_line(error, model)}") from None

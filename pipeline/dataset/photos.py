@@ -6,18 +6,35 @@ losslessly; its record keeps the photo's path, hash and size, and whatever else 
 """
 
 import dataclasses
+import json
 import os
+import re
+import shlex
 from collections import defaultdict
 from pathlib import Path
 
-from pipeline.contract import Contract
+import yaml
+
+from pipeline.contract import AnswerRule, Contract, check_told_apart, checked_labels
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_folder, sha256_bytes, shown
-from pipeline.dataset.records import Dataset, Entry, Problems, Progress, Record, in_parallel, path_inside, read_entries
+from pipeline.dataset.records import (
+    Dataset,
+    Entry,
+    LeadsOutside,
+    Problems,
+    Progress,
+    Record,
+    in_parallel,
+    path_inside,
+    read_entries,
+)
 from pipeline.dataset.writing import check_target, store_image, write_dataset
 from pipeline.letterbox import letterbox_file
 
 NOT_DECODED = (".heic", ".heif", ".tif", ".tiff")  # better an error that says so than a photo left out
+NAMED, TYPED = 5, 40
+"""Sub-folders that a message names, and labels that somebody would have typed."""
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", *NOT_DECODED)
 
 
@@ -117,15 +134,25 @@ def _entries(
 def _from_folders(photos: Path, contract: Contract, problems: Problems, notes: list[str]) -> list[Entry]:
     """Records of the photos in sub-folders named after the labels; the id is the path inside ``photos``."""
     classes = sorted(path for path in photos.iterdir() if os.path.isdir(path) and not path.name.startswith("."))
-    if not any(path.name in contract.labels for path in classes):
-        labels = ", ".join(contract.labels)
-        raise UserError(f"photos {photos}: has neither labels.json nor a sub-folder named after a label ({labels})")
+    labels = ", ".join(contract.labels)
+    if not classes:
+        raise UserError(
+            f"photos {photos}: has neither labels.json nor a sub-folder named after a label ({labels}): sort the photos"
+            " into one sub-folder a label"
+        )
+    names = [path.name for path in classes]
+    unknown = [name for name in names if name not in contract.labels]
+    if unknown:
+        place, text = _no_labels(unknown, names, contract)
+        if unknown == names:
+            raise UserError(f"photos {photos}: {shown(place)}: {shown(text)}")
+        problems.add(place, text)
     entries, skipped = [], 0
     for class_folder in classes:
-        if class_folder.name not in contract.labels:
-            problems.add(
-                f"sub-folder {class_folder.name}", f"unknown label; the contract has {', '.join(contract.labels)}"
-            )
+        if class_folder.name in unknown:
+            continue
+        if not class_folder.resolve().is_relative_to(photos.resolve()):
+            problems.add_link("sub-folders", class_folder.name)
             continue
         for file in _files(class_folder, problems):
             relative = file.relative_to(photos).as_posix()
@@ -135,6 +162,8 @@ def _from_folders(photos: Path, contract: Contract, problems: Problems, notes: l
             try:
                 image = path_inside(photos, relative)
                 relative.encode()
+            except LeadsOutside:
+                problems.add_link("sub-folders", relative)
             except UserError as error:
                 problems.add("sub-folders", str(error))
             except UnicodeEncodeError:
@@ -145,6 +174,40 @@ def _from_folders(photos: Path, contract: Contract, problems: Problems, notes: l
     if skipped:
         notes.append(f"{skipped} files that are not photos by their suffix were left out")
     return entries
+
+
+def _no_labels(unknown: list[str], names: list[str], contract: Contract) -> tuple[str, str]:
+    """(where, what) is wrong with sub-folders, of those called ``names``, that are no labels."""
+    several = len(unknown) > 1
+    more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+    return (
+        f"sub-folder{'s' if several else ''} {', '.join(unknown[:NAMED])}{more}",
+        f"unknown label{'s' if several else ''}; the contract has {', '.join(contract.labels)}: rename"
+        f" {'them' if several else 'it'}{_as_labels(names, contract.answer_rule)}",
+    )
+
+
+def _as_labels(names: list[str], rule: AnswerRule) -> str:
+    """What makes the names of all sub-folders the labels; nothing where they can be none."""
+    try:
+        checked_labels(tuple(names))
+    except ValueError:
+        return ""
+    if len(names) > TYPED:
+        return ", or make the sub-folders the labels: contract.labels in a recipe of your own"
+    setting = f"contract.labels=[{','.join(map(_in_yaml, names))}]"
+    try:
+        check_told_apart(names, rule)
+    except ValueError:
+        setting += " contract.answer_rule=exact"
+    for_make = shlex.quote(setting.replace("$", "$$"))
+    return f", or make the sub-folders the labels with --set {shlex.quote(setting)} (with make: SET={for_make})"
+
+
+def _in_yaml(name: str) -> str:
+    """A label as it stands in a list of YAML, in quotes where it must."""
+    plain = re.fullmatch(r"[^\W\d_][\w -]*", name) and yaml.safe_load(name) == name
+    return name if plain else json.dumps(name, ensure_ascii=False)
 
 
 def _files(folder: Path, problems: Problems) -> list[Path]:

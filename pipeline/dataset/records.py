@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import canonical_json, read_regular, sha256_bytes, shown
+from pipeline.core.wording import told
 from pipeline.dataset.split import Split
 
 Progress = Callable[[int, int], None]
@@ -100,11 +101,17 @@ class Dataset:
         return sha256_bytes(canonical_json(content))
 
 
+class LeadsOutside(UserError):
+    """A link that leads outside the folder it lies in."""
+
+
 class Problems:
     """Collects what is wrong with an input, so that all of it is said at once."""
 
     def __init__(self, where: str) -> None:
         self._where = where
+        self._links: list[tuple[str, str]] = []
+        """(place, path) of each link that leads outside."""
         self._found: dict[str, list[str]] = {}
         """What is wrong -> where."""
 
@@ -112,9 +119,24 @@ class Problems:
         """``place``: file, record and key. One line, whatever the names in it are."""
         self._found.setdefault(shown(text), []).append(shown(place))
 
+    def add_link(self, place: str, path: str) -> None:
+        """A link that leads outside its folder. A folder of nothing else is one cause, and gets one sentence."""
+        self._links.append((place, path))
+
     def raise_any(self) -> None:
         """Raise UserError if there are any: the first 20 in full, then how many more. What is wrong in more than
         PLACES places has one line."""
+        if len(self._links) == 1:
+            place, path = self._links[0]
+            self.add(place, f"{path!r} is a link that leads outside the folder: copy the file into it")
+        elif self._links:
+            first = ", ".join(path for _, path in self._links[:PLACES])
+            dots = ", ..." if len(self._links) > PLACES else ""
+            self.add(
+                f"{len(self._links)} links lead outside the folder ({first}{dots})",
+                "copy the folder with the files themselves, as `cp -rL FOLDER COPY` does, and give the copy",
+            )
+        self._links = []
         if not self._found:
             return
         lines: list[str] = []
@@ -277,7 +299,7 @@ def _entry(raw: Any, place: str, folder: Path, contract: Contract, problems: Pro
         record = Record.model_validate(raw)
     except ValidationError as error:
         for item in error.errors():
-            problems.add(f"{place}, {'.'.join(str(part) for part in item['loc'])}", item["msg"])
+            problems.add(f"{place}, {'.'.join(str(part) for part in item['loc'])}", told(item))
     label, image_path = raw.get("element"), raw.get("image_path")
     if isinstance(label, str) and label not in contract.labels:
         problems.add(f"{place}, element", f"unknown label {label!r}; the contract has {', '.join(contract.labels)}")
@@ -285,13 +307,18 @@ def _entry(raw: Any, place: str, folder: Path, contract: Contract, problems: Pro
     if isinstance(image_path, str) and image_path:
         try:
             path = path_inside(folder, image_path)
+        except LeadsOutside:
+            problems.add_link(f"{place}, image_path", image_path)
         except UserError as error:
             problems.add(f"{place}, image_path", str(error))
     return Entry(place, record, path) if record and path and good else None
 
 
 def path_inside(folder: Path, relative: str) -> Path:
-    """The file at ``relative``, which must lie inside ``folder``, links followed. Raises UserError."""
+    """The file at ``relative``, which must lie inside ``folder``, links followed.
+
+    Raises UserError; LeadsOutside where a link leads out of it.
+    """
     windows = PureWindowsPath(relative)
     if relative.startswith("/") or windows.drive or windows.root:
         raise UserError(f"{relative!r} is absolute: give it relative to {folder}")
@@ -300,7 +327,7 @@ def path_inside(folder: Path, relative: str) -> Path:
     try:
         path = (folder / relative).resolve()
         if not path.is_relative_to(folder.resolve()):
-            raise UserError(f"{relative!r} is a link that leads outside the folder: copy the file into it")
+            raise LeadsOutside(f"{relative!r} is a link that leads outside the folder: copy the file into it")
         if path.is_file():
             return path
         what = "is not a file" if path.exists() else "is missing"

@@ -6,7 +6,8 @@ Stages are found by what they depend on: what another run in ``runs/`` has made 
 """
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ from pipeline.workflow.work import (
 if TYPE_CHECKING:
     from pipeline.evaluation import Evaluation
 
+STAGES = ("dataset", "base", "train", "merge", "export")
+"""In the order in which they are run."""
+
 
 def _folders_in(folder: Path) -> list[Path]:
     try:
@@ -56,6 +60,12 @@ class Build:
     """The container image that this runs in; recorded, and nothing depends on it."""
     done: dict[str, Any] = field(default_factory=dict, init=False)
     """Stages that were ensured: looking at one again would hash its inputs again."""
+
+    def counting(self, stages: Sequence[str]) -> "Build":
+        """The same run, whose lines tell which of these stages they are of."""
+        made = replace(self, reporter=self.reporter.counting(stages))
+        made.done.update(self.done)
+        return made
 
     @property
     def dataset_folder(self) -> Path:

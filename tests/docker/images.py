@@ -135,7 +135,7 @@ def watch(client: docker.DockerClient, place: Path, arguments: Sequence[str]) ->
     seen = Running(place / "runs", tokens)
     given = ["--runs", str(seen.runs), "--keys", "SOME_TOKEN", "--keys-file", str(place / "keys")]
     with start(*arguments, *given, SOME_TOKEN=tokens["SOME_TOKEN"]) as process:
-        lines = lines_until(process, "dataset ")
+        lines = lines_until(process, r"\[1/\d\] dataset ")
         seen.while_running = "".join(lines)
         container = client.containers.get(container_name(lines[0]))
         seen.attributes = container.attrs

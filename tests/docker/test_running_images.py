@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -39,9 +40,9 @@ def test_training_leaves_a_whole_bundle(trained: Running) -> None:
 def test_the_stages_are_told_as_they_go(trained: Running) -> None:
     """The container was looked at when its first stage had been told of, so that line did not wait for the end."""
     assert trained.attributes["State"]["Running"]
-    assert "\ndataset " in trained.while_running
-    assert "\nexport " not in trained.while_running
-    told = [line.split()[0] for line in trained.output.splitlines()]
+    assert "] dataset " in trained.while_running
+    assert "] export " not in trained.while_running
+    told = [re.sub(r"^\[\d/\d\] ", "", line).split()[0] for line in trained.output.splitlines()]
     assert [name for name in told if name in ("dataset", "base", "merge", "export")] == [
         "dataset", "base", "merge", "export"
     ]  # fmt: skip
@@ -74,7 +75,8 @@ def test_parity_ends_with_a_verdict_that_is_its_exit_code(trained: Running, judg
 
 
 def test_parity_goes_on_from_what_training_made(judged: tuple[int, str]) -> None:
-    lines = {line.split()[0]: line for line in judged[1].splitlines() if line.split()}
+    named = [(re.sub(r"^\[\d/\d\] ", "", line).split(), line) for line in judged[1].splitlines()]
+    lines = {words[0]: line for words, line in named if words}
     assert all("unchanged" in lines[stage] for stage in ("dataset", "base", "train", "merge", "export")), judged[1]
 
 

@@ -249,7 +249,7 @@ def test_a_sweep_that_says_nothing_of_this_model_ships_nothing(
 def test_a_sweep_of_another_layout_is_refused(build: Build) -> None:
     swept(build)
     path = build.root / "sweep" / "sweep.json"
-    path.write_text(path.read_text().replace('"schema_version":2', '"schema_version":1'))
+    path.write_text(path.read_text().replace('"schema_version":3', '"schema_version":2'))
     with pytest.raises(UserError, match="is not a sweep of this version: run `parity sweep` again"):
         swept_pair(build)
 
@@ -263,6 +263,10 @@ def test_without_a_sweep_it_says_what_to_run(build: Build) -> None:
 def test_a_pair_that_is_none_is_named(text: str) -> None:
     with pytest.raises(UserError, match="is not two types as in Q4_0"):
         parse_pair(text)
+
+
+def test_a_pair_is_named_in_any_case() -> None:
+    assert parse_pair("q4_k_m + f16") == ("Q4_K_M", "F16")
 
 
 def test_the_command_ships_a_run_of_its_own(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from parity.studies.sweep.worker import COST, PairJob
 from pipeline.contract import Contract
 from pipeline.core.errors import EXIT_USAGE, CheckFailed, UserError
 from pipeline.core.files import write_bytes, write_json, write_text
-from pipeline.core.gguf_types import MmprojType, TextType
+from pipeline.core.gguf_types import MmprojType, TextType, canonical
 from pipeline.core.progress import Advance, Reporter
 from pipeline.core.provenance import digest, folder_hashes, machine, versions, weights_digest
 from pipeline.core.settings import validate
@@ -43,8 +43,8 @@ MMPROJ_TYPES: tuple[MmprojType, ...] = ("F16", "Q8_0")
 
 
 def parse_types(value: str, allowed: Any, option: str) -> tuple[Any, ...]:
-    """``Q8_0,Q6_K`` -> the types, each once, in that order; ``allowed`` is a Literal. Raises UserError."""
-    found = tuple(dict.fromkeys(part.strip() for part in value.split(",")))
+    """``Q8_0,Q6_K`` -> the types, each once, in that order, in any case; ``allowed`` is a Literal. Raises UserError."""
+    found = tuple(dict.fromkeys(canonical(part.strip(), allowed) for part in value.split(",")))
     for name in found:
         if name not in get_args(allowed):
             raise UserError(f"{option} {value!r}: {name!r} is none of {', '.join(get_args(allowed))}")
@@ -140,10 +140,11 @@ class Job:
             front_time=front_time,
             smallest=smallest_passing(scores),
         )
-        write_json(self.folder / "sweep.json", found.model_dump(mode="json"))
-        write_text(self.folder / "sweep.md", markdown(found))
-        write_bytes(self.folder / "sweep.png", draw(found, "png"))
-        write_bytes(self.folder / "sweep.svg", draw(found, "svg"))
+        with self.reporter.working("sweep", "writing the tables and drawing the picture"):
+            write_json(self.folder / "sweep.json", found.model_dump(mode="json"))
+            write_text(self.folder / "sweep.md", markdown(found))
+            write_bytes(self.folder / "sweep.png", draw(found, "png"))
+            write_bytes(self.folder / "sweep.svg", draw(found, "svg"))
         return found
 
     def _reference(self, samples: Sequence[Sample], room: int, dataset_sha256: str) -> str:
@@ -177,7 +178,8 @@ class Job:
         }
         try:
             stage = Stage(f"{half}-{kind}", depends, partial(_export, self.exporter, half, kind, path), outputs)
-            return stage.run(self.folder, self.reporter.say)
+            # The name of this stage is longer than others'.
+            return stage.run(self.folder, lambda _, line: self.reporter.say("convert", f"{half} {kind}: {line}"))
         except CheckFailed as error:
             return error
 
@@ -252,6 +254,7 @@ class Job:
             status=verdict.status,
             first_bad_stage=verdict.first_bad_stage,
             headline=verdict.headline,
+            needed=gap.needed,
         )
 
 

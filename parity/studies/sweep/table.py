@@ -1,6 +1,7 @@
 """What a sweep found, as data (``sweep.json``), as a table on the screen and in ``sweep.md``."""
 
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from rich import box
@@ -62,6 +63,8 @@ class PairScore(Frozen):
     status: Status
     first_bad_stage: str | None
     headline: str
+    needed: int | None = None
+    """Images to plan a run on that would tell, at the differences seen; null where no number would."""
 
     @property
     def name(self) -> str:
@@ -86,7 +89,7 @@ class PairFailed(Frozen):
 class Sweep(Frozen):
     """All pairs."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     recipe: str
     weights_sha256: str
     """Of the merged model that was exported."""
@@ -117,11 +120,20 @@ class Sweep(Frozen):
         if found:
             return (
                 f"smallest that passes: {found.name}, {found.size / 1e6:.1f} MB, accuracy {found.accuracy:.1%}"
-                f" ({found.points:+.2f} points), {_kl(found.kl_median)} nats, {found.total_ms:.1f} ms an image"
+                f" ({found.points:+.2f} points), KL {_kl(found.kl_median)} nats, {found.total_ms:.1f} ms an image"
             )
-        undecided = sum(pair.status == "INCONCLUSIVE" for pair in self.pairs)
-        more = f"; {undecided} INCONCLUSIVE: more images could tell" if undecided else ""
-        return f"none of the {len(self.pairs)} pairs passes{more}"
+        said = f"none of the {len(self.pairs)} pairs passes"
+        undecided = sorted((pair for pair in self.pairs if pair.status == "INCONCLUSIVE"), key=lambda pair: pair.size)
+        if not undecided:
+            return said
+        first, many = undecided[0], len(undecided) > 1
+        needed = self.needed(first)
+        why = f"{needed:,} images or more would tell, and there are {self.n:,}" if needed else first.headline
+        return f"{said}; {len(undecided)} {'are' if many else 'is'} INCONCLUSIVE ({first.name}: {why})"
+
+    def needed(self, pair: PairScore) -> int | None:
+        """Images that would tell of a pair that is INCONCLUSIVE; None where more images are not what is missing."""
+        return pair.needed if pair.status == "INCONCLUSIVE" and pair.needed and pair.needed > self.n else None
 
     @property
     def exit_code(self) -> int:
@@ -137,10 +149,11 @@ class Sweep(Frozen):
         if self.n < self.images:
             found.append(f"measured on {self.n} of {self.images} {self.split} images")
         for kind, tensors in {pair.text_type: pair.text_tensors for pair in self.pairs}.items():
-            if kind.removesuffix("_M") not in tensors:
+            if really(kind, tensors):
                 held = ", ".join(f"{count} {name}" for name, count in sorted(tensors.items()))
                 found.append(
-                    f"{kind} is a name alone: llama.cpp fell back for this model's shapes to tensors of {held}"
+                    f"{kind} is a name alone: 256 does not divide the rows of this model, so llama.cpp fell back to"
+                    f" tensors of {held}"
                 )
         busy = [pair.cost for pair in self.pairs if pair.cost.other_cores > BUSY_CORES]
         if busy:
@@ -151,6 +164,14 @@ class Sweep(Frozen):
                 f" (load average up to {max(cost.load_average for cost in busy):.1f})"
             )
         return found
+
+
+def really(kind: str, tensors: dict[str, int]) -> list[str]:
+    """The types that a text half's matrices have, most of them first, where none has the one it is named after."""
+    if kind.removesuffix("_M") in tensors:
+        return []
+    matrices = sorted((-count, name) for name, count in tensors.items() if name != "F32")  # vectors are always F32
+    return [name for _, name in matrices]
 
 
 def pair_name(text_type: str, mmproj_type: str) -> str:
@@ -187,21 +208,52 @@ def smallest_passing(pairs: Sequence[PairScore]) -> str | None:
     return min(passing, key=lambda pair: (pair.size, pair.kl_median or 0.0)).name if passing else None
 
 
-def print_sweep(sweep: Sweep, console: Console) -> None:
-    """Two tables no wider than 80 columns, then the answer."""
+def print_sweep(sweep: Sweep, console: Console, ship: Sequence[str] = ()) -> None:
+    """The answer, then two tables no wider than 80 columns and what is to be known of them.
+
+    ``ship``: commands that ship the smallest pair that passes.
+    """
+    _print_lines([sweep.sentence], console, "bold")
+    for number, command in enumerate(ship if sweep.smallest else ()):
+        # In one piece, to be copied.
+        console.print(Text(f"  {'or' if number else 'ship it:':>8}  {command}"), soft_wrap=True)
     answers = ("pair", "MB", "right", "difference", "KL", "agree", "verdict")
-    costs = ("pair", "text MB", "mmproj MB", "encode ms", "prefill ms", "generate ms", "images/s", "memory MB", "best")
+    costs = (
+        "pair",
+        "text MB",
+        "mmproj MB",
+        "encode ms",
+        "prefill ms",
+        "generate ms",
+        "images/s",
+        "memory MB",
+        "best in",
+    )
     for names in (answers, costs):
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for name in names:
-            head = name.replace(" ", "\n") if name.endswith((" MB", " ms")) else name
-            table.add_column(head, justify="left" if name in ("pair", "verdict", "best") else "right", no_wrap=True)
+            head = name.replace(" ", "\n") if name.endswith((" MB", " ms", " in")) else name.replace("/", "\n/")
+            table.add_column(head, justify="left" if name in ("pair", "verdict", "best in") else "right", no_wrap=True)
         for pair in sweep.pairs:
             cells = _cells(sweep, pair)
+            cells["best in"] = cells["best in"].replace(", ", "\n")
+            if names is answers:
+                cells |= {name: "\n".join(filter(None, (cells[name], note))) for name, note in _remarks(sweep, pair)}
             table.add_row(*(cells[name] for name in names), style="bold" if pair.name == sweep.smallest else "")
-        console.print(table)
-    for line in (*_failures(sweep), *_legend(sweep), *(f"note: {note}" for note in sweep.notes), sweep.sentence):
-        console.print(Text(line, style="bold" if line is sweep.sentence else ""), soft_wrap=True)
+        console.print()
+        for line in console.render_lines(table, pad=False):
+            text = Text.assemble(*((segment.text, segment.style or "") for segment in line))
+            text.rstrip()
+            console.print(text, soft_wrap=True)
+    console.print()
+    _print_lines((*_failures(sweep), *_legend(sweep), *(f"note: {note}" for note in sweep.notes)), console)
+
+
+def _print_lines(lines: Iterable[str], console: Console, style: str = "") -> None:
+    """Wrapped at spaces alone, so that no number and no name is broken, and without spaces at the ends."""
+    for line in lines:
+        for part in textwrap.wrap(line, console.width, break_long_words=False, break_on_hyphens=False):
+            console.print(Text(part, style=style), soft_wrap=True)
 
 
 def markdown(sweep: Sweep) -> str:
@@ -210,14 +262,26 @@ def markdown(sweep: Sweep) -> str:
     lines = [f"# Quantization sweep of {sweep.recipe}", "", f"**{sweep.sentence}**", ""]
     if names:
         lines += ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-        lines += ["| " + " | ".join(_cells(sweep, pair).values()) + " |" for pair in sweep.pairs]
+        for pair in sweep.pairs:
+            cells = _cells(sweep, pair)
+            cells |= {name: " ".join(filter(None, (cells[name], note))) for name, note in _remarks(sweep, pair)}
+            lines.append("| " + " | ".join(cells.values()) + " |")
         lines += ["", "![size against KL and against time](sweep.svg)"]
     lines += ["", *(f"- {line}" for line in (*_failures(sweep), *_legend(sweep), *sweep.notes))]
     return "\n".join(lines) + "\n"
 
 
+def _remarks(sweep: Sweep, pair: PairScore) -> list[tuple[str, str]]:
+    """(column, what is to be known of this row's cell there), empty where there is nothing."""
+    types, needed = really(pair.text_type, pair.text_tensors), sweep.needed(pair)
+    return [
+        ("pair", f"(is {', '.join(types[:2])})" if types else ""),
+        ("verdict", f"needs {needed:,}" if needed else ""),
+    ]
+
+
 def _cells(sweep: Sweep, pair: PairScore) -> dict[str, str]:
-    best = [letter for letter, front in (("K", sweep.front_kl), ("T", sweep.front_time)) if pair.name in front]
+    best = [word for word, front in (("KL", sweep.front_kl), ("speed", sweep.front_time)) if pair.name in front]
     speed, memory = pair.images_per_second, pair.cost.pair_bytes
     return {
         "pair": pair.name,
@@ -228,7 +292,7 @@ def _cells(sweep: Sweep, pair: PairScore) -> dict[str, str]:
         "agree": f"{pair.agreement:.1%}",
         "verdict": pair.status,
         "stops at": pair.first_bad_stage or "",
-        "best": " ".join(best),
+        "best in": ", ".join(best),
         "text MB": f"{pair.text_bytes / 1e6:.1f}",
         "mmproj MB": f"{pair.mmproj_bytes / 1e6:.1f}",
         "encode ms": _ms(pair.encode_ms),
@@ -253,9 +317,13 @@ def _failures(sweep: Sweep) -> list[str]:
 
 
 def _legend(sweep: Sweep) -> list[str]:
+    needs = any(sweep.needed(pair) for pair in sweep.pairs)
     return [
-        f"Hugging Face's accuracy is {sweep.reference_accuracy:.1%} on the same {sweep.n} images; difference:"
-        f" percentage points from it and Tango's 95 % interval, {sweep.margin_points:g} allowed; KL: median, nats",
-        "best: no other pair is smaller and nearer (K: KL), smaller and quicker (T: time); times: median of an image",
-        "memory: what loading the pair and answering adds to its process at the most",
+        f"right: Hugging Face is right in {sweep.reference_accuracy:.1%} of the same {sweep.n} images",
+        f"difference: percentage points from Hugging Face, with Tango's 95 % interval; {sweep.margin_points:g} are"
+        " allowed",
+        "KL: median, nats; agree: images with the same label as Hugging Face's",
+        *(["needs: images that would tell, at the differences seen"] if needs else []),
+        "best in KL: no other pair is both smaller and nearer; best in speed: none is both smaller and quicker",
+        "times: median of an image; memory: what loading the pair and answering adds to its process at the most",
     ]

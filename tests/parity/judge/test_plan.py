@@ -229,7 +229,7 @@ def test_other_plans_by_the_command(tmp_path: Path) -> None:
     assert (plan.seed, plan.seed_drawn, len(plan.census)) == (SEED, False, 12)
     assert "the 12 with the host's smallest margins" in " ".join(made.output.split())
     for options, words in (
-        (["--budget", "0"], "budget: Input should be greater than or equal to 1"),
+        (["--budget", "0"], "budget: must be at least 1, not 0"),
         (["--margin", "-1"], "margin_points"),
         (["--seed", "1"], "a seed is 64 hex digits"),
     ):

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,7 @@ from parity.engines.pair import open_llamacpp
 from parity.judge.verdict import Status
 from parity.results import Header, read_results
 from parity.run import Run
+from parity.studies.ship import ship_commands
 from parity.studies.sweep.job import Job, parse_types
 from parity.studies.sweep.picture import MARKERS, draw
 from parity.studies.sweep.recording import LOG_PROBS, Recorded, record
@@ -357,7 +359,7 @@ def score(text: str, mmproj: str, megabytes: float, kl: float | None, ms: float,
         encode_ms=ms / 2, prefill_ms=ms / 4, generate_ms=ms / 4, total_ms=ms, images_per_second=1000 / ms,
         cost=Cost(process_bytes=600_000_000, pair_bytes=45_000_000, other_cores=0.0, load_average=1.0, answered=281),
         accuracy=0.918, points=0.36, low=-10.07, high=11.9, kl_median=kl, agreement=0.993, status=status,
-        first_bad_stage=None if status == "PASS" else "accuracy", headline="",
+        first_bad_stage=None if status == "PASS" else "accuracy", headline="not yet",
     )  # fmt: skip
 
 
@@ -392,15 +394,28 @@ def test_names_the_smallest_that_passes() -> None:
 
 def test_says_that_none_passes() -> None:
     undecided, failing = sweep_of(*FIVE[2:]), sweep_of(FIVE[2], FIVE[4])
-    assert undecided.sentence == "none of the 3 pairs passes; 1 INCONCLUSIVE: more images could tell"
+    assert undecided.sentence == "none of the 3 pairs passes; 1 is INCONCLUSIVE (Q4_K_M + Q8_0: not yet)"
+    more = FIVE[3].model_copy(update={"needed": 1250})
+    larger = score("Q5_K_M", "F16", 9.9, 1e-5, 9.0, "INCONCLUSIVE")
+    found = sweep_of(larger, more, FIVE[2])
+    assert found.sentence == (
+        "none of the 3 pairs passes; 2 are INCONCLUSIVE (Q4_K_M + Q8_0: 1,250 images or more would tell, and there"
+        " are 281)"
+    )
+    assert "INCONCLUSIVE\n" in printed(found)
+    assert re.search(r"^ +needs 1,250$", printed(found), re.MULTILINE)
+    assert "| INCONCLUSIVE needs 1,250 |" in markdown(found)
+    # Enough images, and another reason: the verdict's own words.
+    enough = sweep_of(FIVE[3].model_copy(update={"needed": 100}))
+    assert enough.sentence.endswith("(Q4_K_M + Q8_0: not yet)")
     assert failing.sentence == "none of the 2 pairs passes"
     assert (undecided.exit_code, failing.exit_code, sweep_of().exit_code) == (3, 1, 1)
     assert undecided.smallest is None
 
 
-def printed(found: Sweep) -> str:
+def printed(found: Sweep, width: int = 80, ship: tuple[str, ...] = ()) -> str:
     out = io.StringIO()
-    print_sweep(found, Console(file=out, width=80))
+    print_sweep(found, Console(file=out, width=width), ship)
     return out.getvalue()
 
 
@@ -416,7 +431,7 @@ def test_the_table_fits_80_columns_and_says_all() -> None:
             assert pair.name in text
         assert "INCONCLUSIVE" in text
         assert "Q4_K_M + F16 was not measured: llama.cpp cannot load it" in text
-        assert found.sentence in text
+        assert " ".join(found.sentence.split()) in " ".join(text.split())
     rows = [line for line in markdown(found).splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows} == {rows[0].count("|")}
     assert len(rows) == 2 + len(wide)
@@ -431,8 +446,40 @@ def test_a_busy_machine_and_a_part_of_the_images_are_said() -> None:
     assert not sweep_of(*FIVE).notes
     other = FIVE[1].model_copy(update={"text_tensors": {"F32": 9, "Q5_1": 24, "Q8_0": 5}})
     (note,) = sweep_of(other, FIVE[0]).notes
-    assert note.startswith("Q5_K_M is a name alone")
+    assert note.startswith("Q5_K_M is a name alone: 256 does not divide the rows of this model")
     assert note.endswith("tensors of 9 F32, 24 Q5_1, 5 Q8_0")
+    shown = printed(sweep_of(other, FIVE[0]))
+    row = shown.splitlines().index(next(line for line in shown.splitlines() if line.startswith("Q5_K_M + Q8_0")))
+    assert shown.splitlines()[row + 1].split() == ["(is", "Q5_1,", "Q8_0)"]
+    assert "| Q5_K_M + Q8_0 (is Q5_1, Q8_0) |" in markdown(sweep_of(other, FIVE[0]))
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_answer_comes_first_with_what_to_type(width: int) -> None:
+    ship = tuple(ship_commands(Path("configs/tiny.yaml"), ["train.epochs=1", "contract.labels=[a, b]"], None))
+    text = printed(sweep_of(*FIVE), width, ship)
+    lines = text.splitlines()
+    assert lines[0].startswith("smallest that passes: Q5_K_M + Q8_0, 7.1 MB")
+    assert f"ship it:  {ship[0]}\n        or  {ship[1]}\n\npair " in text
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert [line for line in lines if len(line) > width and "ship" not in line] == []
+    assert "…" not in text
+    # Nothing is broken inside a number or a name.
+    words = " ".join(text.split())
+    for whole in ("91.8%", "(+0.36", "11.6", "+0.4 (-10.1, +11.9)", "95 % interval", "best in speed"):
+        assert whole in words
+    assert "ship it" not in printed(sweep_of(*FIVE[2:]), width, ship)
+
+
+def test_the_commands_that_ship_are_the_ones_to_type() -> None:
+    made, typed = ship_commands(Path("configs/tiny.yaml"), ["train.epochs=1", "name=a$b"], None)
+    assert shlex.split(made) == ["make", "parity-ship", "RECIPE=configs/tiny.yaml", "SET=train.epochs=1 name=a$$b"]
+    program, command, *words = shlex.split(typed)
+    assert (program, command) == ("parity", "ship")
+    assert words == ["configs/tiny.yaml", "--set", "train.epochs=1", "--set", "name=a$b"]
+    assert ship_commands(Path("my recipe.yaml"), [], Path("elsewhere")) == [
+        "parity ship 'my recipe.yaml' --runs elsewhere"
+    ]
 
 
 def test_the_picture_names_every_pair_in_grey() -> None:
@@ -455,6 +502,7 @@ def test_the_picture_names_every_pair_in_grey() -> None:
 
 def test_types_are_checked() -> None:
     assert parse_types("Q8_0, Q4_0,Q8_0", TextType, "--text") == ("Q8_0", "Q4_0")
+    assert parse_types("q8_0,q5_k_m, Q8_0,f16", TextType, "--text") == ("Q8_0", "Q5_K_M", "F16")
     with pytest.raises(UserError, match="--text 'Q8_0,Q3_K': 'Q3_K' is none of F32, F16, Q8_0"):
         parse_types("Q8_0,Q3_K", TextType, "--text")
     result = CliRunner().invoke(cli.app, ["sweep", "configs/tiny.yaml", "--mmproj", "Q6_K"])
@@ -495,5 +543,5 @@ def test_the_command_sweeps_a_run(swept: tuple[Job, Sweep], tmp_path: Path, monk
     result = CliRunner().invoke(cli.app, ["sweep", "configs/tiny.yaml", "--text", "Q8_0", "--mmproj", "Q8_0,F16"])
     assert result.exit_code == found.exit_code
     assert "Q8_0 + F16" in result.output
-    assert result.output.rstrip().endswith(found.sentence)
+    assert " ".join(result.output.split()).startswith(found.sentence)
     assert Sweep.model_validate_json((tmp_path / "sweep" / "sweep.json").read_bytes()) == found

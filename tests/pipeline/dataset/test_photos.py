@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import struct
 import zlib
@@ -23,7 +24,7 @@ from pipeline.core.progress import Reporter
 from pipeline.dataset.photos import import_photos
 from pipeline.dataset.records import load_rgb, read_dataset
 from pipeline.letterbox import letterbox
-from pipeline.recipe import DatasetSettings, Recipe
+from pipeline.recipe import DatasetSettings, Recipe, load_recipe
 from pipeline.workflow.build import Build
 
 
@@ -207,11 +208,63 @@ def test_links_out_of_the_folder_are_refused(folders: Path, contract: Contract, 
 
 def test_sub_folders_that_are_no_labels(folders: Path, contract: Contract, tmp_path: Path) -> None:
     save(folders / "earth/1.png", 80)
-    assert "sub-folder earth: unknown label; the contract has water" in refused(folders, tmp_path / "out", contract)
+    said = refused(folders, tmp_path / "out", contract)
+    assert "sub-folder earth: unknown label; the contract has water" in said
+    assert "rename it, or make the sub-folders the labels with --set 'contract.labels=[earth,fire,land,water]'" in said
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "neither labels.json nor a sub-folder" in refused(empty, tmp_path / "out", contract)
     assert "no such folder" in refused(tmp_path / "nowhere", tmp_path / "out", contract)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cats", "dogs"],
+        ["tin can", "it's", "yes", "1", "a,b", "a=b c=d", "$HOME", "[x]", 'say "x"', "naïve", "x #1", "null", "- y"],
+    ],
+)
+def test_folders_of_other_classes_are_told_the_setting(contract: Contract, tmp_path: Path, names: list[str]) -> None:
+    """What is to be typed, as it stands there, makes them the labels."""
+    photos = tmp_path / "photos"
+    for number in range(6 * len(names)):
+        save(photos / names[number % len(names)] / f"{number}.png", number)
+    said = refused(photos, tmp_path / "out", contract)
+    assert "\n" not in said
+    assert ("sub-folders cats, dogs: unknown labels" in said) == (names == ["cats", "dogs"])
+    assert ("with --set 'contract.labels=[cats,dogs]' (with make: SET='con" in said) == (names == ["cats", "dogs"])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: x\ndataset: {{source: photos, path: {photos}}}")
+    _, _, typed = said.partition("with --set ")
+    setting, _, for_make = typed.removesuffix(")").partition(" (with make: SET=")
+    (given,) = shlex.split(setting)
+    assert shlex.split(for_make) == [given.replace("$", "$$")]
+    made = load_recipe(recipe, (given,))
+    assert sorted(made.contract.labels) == sorted(names)
+
+
+def test_a_folder_of_links_is_one_sentence(folders: Path, contract: Contract, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    for file in sorted(folders.rglob("*.png")):
+        (links / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (links / file.parent.name / file.name).symlink_to(file)
+    said = refused(links, tmp_path / "out", contract)
+    assert said == (
+        f"photos {links}: 30 links lead outside the folder (fire/11.png, fire/14.png, fire/17.png, ...): copy the"
+        " folder with the files themselves, as `cp -rL FOLDER COPY` does, and give the copy"
+    )
+    (tmp_path / "whole").mkdir()
+    for folder in folders.iterdir():
+        (tmp_path / "whole" / folder.name).symlink_to(folder)
+    said = refused(tmp_path / "whole", tmp_path / "out", contract)
+    assert said.startswith(f"photos {tmp_path}/whole: 3 links lead outside the folder (fire, land, water): copy")
+    records = [{"image_id": f"{n}", "image_path": f"{n}.png", "element": "fire"} for n in range(4)]
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table/labels.json").write_text(json.dumps(records))
+    for n in range(4):
+        (tmp_path / f"table/{n}.png").symlink_to(folders / "water/0.png")
+    said = refused(tmp_path / "table", tmp_path / "out", contract)
+    assert "table: 4 links lead outside the folder (0.png, 1.png, 2.png, ...): copy" in said
 
 
 def test_a_name_that_is_not_utf8(folders: Path, contract: Contract, tmp_path: Path) -> None:

@@ -188,7 +188,6 @@ def _truncated(folder: Path) -> None:
         (lambda folder: save(folder / "images/00000.png", 0, 32, 31), "32x31 pixels, mode RGB"),
         (_gray, "32x32 pixels, mode L: the contract wants 32x32 RGB"),
         (_link_out, "link that leads outside"),
-        (_folder_link_out, "link that leads outside"),
     ],
 )
 def test_a_bad_image(plain: tuple[Path, Lists], contract: Contract, spoil: Callable[[Path], object], text: str) -> None:
@@ -197,6 +196,14 @@ def test_a_bad_image(plain: tuple[Path, Lists], contract: Contract, spoil: Calla
     said = message(folder, contract)
     assert "train.json record 1 (id 00000), image_path" in said
     assert text in said
+
+
+def test_images_behind_a_link_are_one_sentence(plain: tuple[Path, Lists], contract: Contract) -> None:
+    folder, lists = plain
+    _folder_link_out(folder)
+    said = message(folder, contract)
+    assert "\n" not in said
+    assert f": {sum(map(len, lists.values()))} links lead outside the folder (images/00000.png, " in said
 
 
 @pytest.mark.parametrize(
@@ -210,16 +217,16 @@ def test_a_bad_image(plain: tuple[Path, Lists], contract: Contract, spoil: Calla
         ({"image_path": "a\0b"}, "image_path", "cannot be a path"),
         ({"image_path": "a" * 5000}, "image_path", "cannot be a path"),
         ({"image_path": ""}, "image_path", "at least 1 character"),
-        ({"image_path": 7}, "image_path", "valid string"),
+        ({"image_path": 7}, "image_path", "must be text, not"),
         ({"image_id": ""}, "image_id", "at least 1 character"),
-        ({"image_id": 1}, "image_id", "valid string"),
+        ({"image_id": 1}, "image_id", "must be text, not"),
         ({"image_id": "00001"}, "image_id", "duplicate id, already used by"),
         ({"element": "earth"}, "element", "unknown label 'earth'; the contract has water, land, fire"),
         ({"element": "Fire"}, "element", "unknown label 'Fire'"),
-        ({"element": None}, "element", "valid string"),
-        ({"confidence": 1.5}, "confidence", "less than or equal to 1"),
-        ({"confidence": "high"}, "confidence", "valid number"),
-        ({"sha256": "abc"}, "sha256", "match pattern"),
+        ({"element": None}, "element", "must be text, not"),
+        ({"confidence": 1.5}, "confidence", "must be at most 1, not 1.5"),
+        ({"confidence": "high"}, "confidence", "must be a number, not 'high'"),
+        ({"sha256": "abc"}, "sha256", "must be 64 hexadecimal digits, not 'abc'"),
         ({"sha256": "0" * 64}, "image_path", "not the one that the record's sha256"),
         ({"rgb_sha256": "0" * 64}, "image_path", "not the one that the record's sha256"),
     ],
@@ -240,7 +247,7 @@ def test_a_missing_key_is_named(plain: tuple[Path, Lists], contract: Contract) -
     folder, lists = plain
     del lists["val"][1]["element"]
     write(folder, lists)
-    assert "val.json record 2 (id 00007), element: Field required" in message(folder, contract)
+    assert "val.json record 2 (id 00007), element: this key is missing" in message(folder, contract)
 
 
 def test_an_id_of_train_may_not_come_again_in_val(plain: tuple[Path, Lists], contract: Contract) -> None:
