@@ -405,7 +405,7 @@ def test_swapped_channels_are_caught_at_the_pixels(place: Path, copied: Path) ->
     assert result.returncode == 1
     verdict = json.loads((copied / "parity" / "verdict.json").read_text())
     assert verdict["first_bad_stage"] == "pixels"
-    assert "channel" in verdict["cause"]
+    assert "received B,G,R where the contract says R,G,B" in verdict["cause"]
     assert "FAIL" in result.stdout
 
 

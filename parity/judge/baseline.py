@@ -14,6 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_regular, write_json
 from pipeline.core.jsonl import Hex
 from pipeline.core.settings import Frozen
+from pipeline.core.wording import told
 
 BASELINE = "baseline.json"
 """In a run's folder: the baseline that its verdict was held against."""
@@ -93,5 +94,5 @@ def read_baseline(path: Path) -> Baseline:
         item = error.errors()[0]
         where = ".".join(str(part) for part in item["loc"])
         raise UserError(
-            f"{path} is not a baseline ({f'{where}: ' if where else ''}{item['msg']}): write it with `parity baseline`"
+            f"{path} is not a baseline ({f'{where}: ' if where else ''}{told(item)}): write it with `parity baseline`"
         ) from None

@@ -1,4 +1,4 @@
-"""What made the sides part, as a check found it by conforming one side to the other, step by step."""
+"""What made the outputs diverge, as a check found it by conforming one side to the other, step by step."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_regular, write_json
 from pipeline.core.settings import Frozen
+from pipeline.core.wording import told
 
 CAUSES = "causes.json"
 
@@ -38,7 +39,7 @@ class LayerErrors(Frozen):
     errors: tuple[float | None, ...]
     """||candidate - reference|| / ||reference|| of each layer's output; null where a side does not show it."""
     first: int | None
-    """The first layer that jumps; 0 where the sides part before any layer or in the first."""
+    """The first layer that jumps; 0 where the outputs diverge before any layer or in the first."""
 
 
 class Causes(Frozen):
@@ -80,4 +81,4 @@ def read_causes(path: Path) -> Causes | None:
     except ValidationError as error:
         item = error.errors()[0]
         where = ".".join(str(part) for part in item["loc"])
-        raise UserError(f"{path} is no list of causes: {where}: {item['msg']}; run `parity check` again") from None
+        raise UserError(f"{path} is no list of causes: {where}: {told(item)}; run `parity check` again") from None

@@ -26,6 +26,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_regular, sha256_bytes, write_text
 from pipeline.core.jsonl import Hex
 from pipeline.core.settings import Frozen
+from pipeline.core.wording import told
 
 PLAN = "plan.json"
 """Beside the host's results, where nothing else is said."""
@@ -310,7 +311,7 @@ def read_plan(path: Path) -> Plan:
         item = error.errors()[0]
         where = ".".join(str(part) for part in item["loc"])
         raise UserError(
-            f"{path} is not a plan ({f'{where}: ' if where else ''}{item['msg']}): `parity plan` writes one"
+            f"{path} is not a plan ({f'{where}: ' if where else ''}{told(item)}): `parity plan` writes one"
         ) from None
     if plan_bytes(plan) != data:
         raise UserError(f"{path} was changed after it was written: judge by the file that `parity plan` wrote")

@@ -330,7 +330,7 @@ class Verdict(Frozen):
     reference: Side
     candidate: Side
     causes: Causes | None = None
-    """What made the sides part, where a check conformed one to the other."""
+    """What made the outputs diverge, where a check conformed one to the other."""
     runs: Runs | None = None
     """Where more than one run of the candidate was judged."""
     audit: Audit | None = None

@@ -1,4 +1,4 @@
-"""The first layer: where inside a half the two sides part.
+"""The first layer: where inside a half the outputs diverge.
 
 Hugging Face's layers are kept for one picture; llama.cpp's are compared as they are computed, so that memory holds the
 layers of one side alone.

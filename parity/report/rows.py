@@ -1,4 +1,4 @@
-"""What the page knows of each image: both rows side by side, the kind of a flip, where the sides parted.
+"""What the page knows of each image: both rows side by side, the kind of a flip, where the outputs diverged.
 
 The columns that the page's script reads are made here; one list a property, so that ten thousand images stay small.
 """

@@ -25,6 +25,7 @@ from parity.results import Header, Results, read_results
 from parity.terms import Terms
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
+from pipeline.core.wording import told
 from pipeline.dataset.records import STORED_FORMATS
 
 DEVICE = "device"
@@ -144,7 +145,7 @@ def read_verdict(path: Path) -> Verdict:
     except ValidationError as error:
         item = error.errors()[0]
         where = ".".join(str(part) for part in item["loc"])
-        raise UserError(f"{path} is not a verdict: {where}: {item['msg']}; judge again") from None
+        raise UserError(f"{path} is not a verdict: {where}: {told(item)}; judge again") from None
 
 
 def canvases(image_of: Callable[[str], bytes | None]) -> CanvasOf:

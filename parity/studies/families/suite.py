@@ -186,7 +186,6 @@ def _measured(folder: Path, verdict: Verdict, sizes: Sequence[tuple[int, int]]) 
     )
     return {
         "verdict": verdict.status,
-        "headline": verdict.headline,
         "sizes": tuple(_size(_named(size), rows[_named(size)], limits, causes) for size in sizes),
         "causes": causes,
     }

@@ -72,7 +72,6 @@ class FamilyRow(Frozen):
     mended: str = ""
     """What llama.cpp says of the pair as the converter writes it, in words, where it was mended to go on."""
     verdict: Status | None = None
-    headline: str = ""
     sizes: tuple[Size, ...] = ()
     causes: tuple[Told, ...] = ()
     survey: Survey | None = None

@@ -48,7 +48,7 @@ def test_the_first_command_gives_a_verdict(place: Path, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert done.returncode == INCONCLUSIVE, done.stderr[-2000:]
-    assert "report     runs/check-my-model/report.html" in done.stdout
+    assert "report  runs/check-my-model/report.html" in done.stdout
     assert (tmp_path / "runs" / "check-my-model" / "report.html").stat().st_size > 10_000
 
 

@@ -1,4 +1,4 @@
-"""The first layer at which the sides part, found where a fault was planted."""
+"""The first layer at which the outputs diverge, found where a fault was planted."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -180,7 +180,7 @@ def test_inconclusive_says_how_many_images_to_plan_on(opened: Open, tmp_path: Pa
     path = tmp_path / "few.html"
     path.write_text(render_page(few.verdict, few.reference, few.candidate, None, few.image_of), encoding="utf-8")
     text = opened(path).locator("#verdict").inner_text()
-    assert f"Plan it on {few.verdict.difference.needed:,} images or more; this run has 30" in text
+    assert f"Plan the next run on {few.verdict.difference.needed:,} images or more; this run has 30" in text
 
 
 def test_ladder_parts_at_the_first_red_rung(opened: Open, fail: Reported) -> None:
@@ -604,8 +604,11 @@ def test_other_verdicts_have_their_pages(opened: Open, tmp_path: Path) -> None:
             assert all(
                 f"{run.name}\t{run.points:+.2f}".replace("-", "\N{MINUS SIGN}") in table for run in verdict.runs.runs
             )
-        rails = page.locator(".rung.apart").count()
-        assert rails == (8 if verdict.status == "REFUSED" else 0)
+        # Where nothing was judged no stage, no score and no flip is shown.
+        shown = [page.locator(f"#{place}").count() for place in ("ladder", "accuracy", "flips", "margins")]
+        assert shown == ([0, 0, 0, 0] if verdict.status == "REFUSED" else [1, 1, 1, 1])
+        if verdict.status == "REFUSED":
+            assert "%" not in page.locator("#verdict").inner_text()
 
 
 def test_ten_thousand_images(opened: Open, tmp_path: Path) -> None:
