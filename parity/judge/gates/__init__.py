@@ -5,6 +5,7 @@
     distances.py  embeddings, logits: what is near enough, and limits.py how near that is
     scores.py   answers, accuracy, classes, baseline: what came out
 
-Each compares one thing of two sides that answered the same images. The first that is red is where the outputs diverge; what
-comes after it is likely to be red because of it. Causes and fixes are likely ones: a gate sees results, not programs.
+Each compares one thing of two sides that answered the same images. The first that is red is where the outputs diverge;
+what is red behind it follows (:mod:`parity.judge.words`). Causes and fixes are likely ones: a gate sees results, not
+programs.
 """
