@@ -25,6 +25,7 @@ from parity.results import Header, Results, read_results
 from parity.terms import Terms
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
+from pipeline.core.files import read_regular
 from pipeline.core.wording import told
 from pipeline.dataset.records import STORED_FORMATS
 
@@ -130,7 +131,7 @@ def _check_bundle(folder: Path, verdict: Verdict) -> None:
 def read_verdict(path: Path) -> Verdict:
     """Read ``verdict.json``. Raises UserError where it is missing, not a verdict, or of another schema version."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_regular(path))
     except OSError as error:
         raise UserError(f"verdict {path} cannot be read: {error.strerror}; run `parity run` first") from None
     except (ValueError, RecursionError) as error:
