@@ -1,5 +1,6 @@
 """What a verdict says in sentences: the headline, and which red gates only follow from an earlier one."""
 
+import math
 from collections.abc import Sequence
 
 from parity.judge.verdict import Difference, GateResult, Side, Status
@@ -58,7 +59,8 @@ def headline(
         what = _DIFFERENT.get(bad.stage, "{b} differs at " + bad.stage).format(b=name, margin=difference.margin_points)
         return f"Do not ship: {what} ({found})"
     if labelled:
-        worst, allowed = max(-difference.low, 0.0), difference.margin_points
+        # Rounded up: it is a bound.
+        worst, allowed = math.ceil(round(max(-difference.low, 0.0) * 10, 6)) / 10, difference.margin_points
         return f"OK to ship: {name} is at most {worst:.1f} points worse ({allowed:g} allowed), {images}"
     agreed = next((gate for gate in walked if gate.stage == "agreement" and gate.value is not None), None)
     if agreed is None or agreed.value is None or agreed.limit is None:
@@ -72,18 +74,17 @@ def follow(walked: Sequence[GateResult]) -> list[GateResult]:
     With other pixels everything behind them differs, whatever else is wrong: what a later stage would advise is a guess
     until the earlier one is green.
     """
-    found: list[GateResult] = []
-    first: GateResult | None = None
+    found, red = list[GateResult](), list[GateResult]()
     for gate in walked:
-        earlier = first
-        if gate.red and gate.stage in _LADDER and earlier is not None and earlier.stage == "runtime":
+        told = gate
+        if gate.red and gate.stage in _LADDER:
             # How an engine is set up changes nothing of what it is given.
-            earlier = None if gate.stage in _INPUTS else earlier
-            first = gate if earlier is None else first
-        if gate.red and first is None and (gate.stage in _LADDER or gate.stage == "runtime"):
-            first = gate
-        if gate.red and earlier is not None and gate.stage in _LADDER:
-            where = f"{earlier.rung} {earlier.stage}" if earlier.rung else earlier.stage
-            gate = gate.model_copy(update={"cause": f"{FOLLOWS}{where}", "fix": ""})
-        found.append(gate)
+            before = [one for one in red if one.stage != "runtime" or gate.stage not in _INPUTS]
+            earlier = next((one for one in before if one.stage != "runtime"), before[0] if before else None)
+            if earlier:
+                where = f"{earlier.rung} {earlier.stage}" if earlier.rung else earlier.stage
+                told = gate.model_copy(update={"cause": f"{FOLLOWS}{where}", "fix": ""})
+        if gate.red and (gate.stage in _LADDER or gate.stage == "runtime"):
+            red.append(gate)
+        found.append(told)
     return found
