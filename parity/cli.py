@@ -314,6 +314,20 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(help="Write only the HTML page, here; the folder stays as it is.")] = None,
 ) -> None:
+    from contextlib import ExitStack
+
+    from pipeline.core.files import lock
+
+    run = folder if (folder / "verdict.json").exists() else folder / "parity"
+    with ExitStack() as stack:
+        # Where the reports are replaced, no run may write its own meanwhile.
+        for place in (run, run.parent) if out is None else ():
+            if (place / ".lock").exists():
+                stack.enter_context(lock(place))
+        _report(folder, out)
+
+
+def _report(folder: Path, out: Path | None) -> None:
     from parity.report.files import write_reports, written_at
     from parity.report.page import render_page
     from parity.report.saved import read_saved

@@ -1,5 +1,6 @@
 """What lies beside saved results: the contract that they ran under, and their ladder."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def find_contract(given: Path | None, results_path: Path, results: Results) -> T
         try:
             found = load_terms(path)
         except UserError:  # not there, or a file of something else
+            if path.exists() and not os.access(path, os.R_OK):
+                raise  # it may be the one, and judging by another would say something else than is the matter
             continue
         if found.digest == results.header.contract_sha256:
             return found

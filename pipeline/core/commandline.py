@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -26,6 +27,7 @@ def run(command: Callable[[], Any]) -> None:
     _keep_standard_streams()
     _interrupt_on_signals()
     code = _ended(command)
+    _ignore_signals()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -114,15 +116,41 @@ def _say(text: str) -> None:
 
 
 def _interrupt_on_signals() -> None:
-    """SIGTERM and SIGHUP end a command as Ctrl-C does. What was started to ignore one (nohup) goes on ignoring it."""
+    """SIGTERM and SIGHUP end a command as Ctrl-C does, wherever it is. What was started to ignore one (nohup) goes on
+    ignoring it."""
     import signal
 
-    def stop(*_: object) -> None:
+    latest = signal.SIGINT
+
+    def stop(number: int, *_: object) -> None:
+        nonlocal latest
+        latest = signal.Signals(number)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
+
+    usual = sys.unraisablehook
+
+    def lost(told: Any) -> None:
+        """An interrupt inside a callback of C code (llama.cpp's log, its graph) cannot be raised: once more, later."""
+        if told.exc_type is KeyboardInterrupt:
+            timer = threading.Timer(0.05, os.kill, (os.getpid(), latest))
+            timer.daemon = True
+            timer.start()
+        else:
+            usual(told)
+
+    sys.unraisablehook = lost
+
+
+def _ignore_signals() -> None:
+    """The work is over and its exit code known: what comes now does not change it."""
+    import signal
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Unbroken(io.RawIOBase):

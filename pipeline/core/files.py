@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -37,7 +37,7 @@ _FULL = re.compile(
     r"|\d+ requested and \d+ written"  # numpy's tofile
 )
 
-_LEFT = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|old)", re.DOTALL)  # tempfile's names
+_LEFT = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|old)", re.DOTALL)  # see _beside_name; tempfile's were alike
 
 _KINDS = {
     stat.S_IFLNK: "a link, which is neither followed nor replaced",
@@ -156,18 +156,18 @@ def write_bytes(path: Path, data: bytes) -> None:
     with _place(path):
         _check_target(path, stat.S_IFREG, "a file")
         _make_folder(path.parent)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        name = _beside_name(path, ".tmp")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(name, "xb") as file:
                 _mark(file.fileno())
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                os.chmod(name, 0o644)  # mkstemp makes 0600, which other users of a shared folder could not read
+                os.chmod(name, 0o644)  # whatever the umask: other users of a shared folder read it
                 os.replace(name, path)
             _fsync_folder(path.parent)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            name.unlink(missing_ok=True)
             raise
 
 
@@ -243,14 +243,33 @@ def _clear_one(left: Path, target: Path) -> None:
 @contextmanager
 def _beside(path: Path, suffix: str) -> Iterator[Path]:
     """An empty folder beside ``path``, marked as in use while the block runs."""
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix))
-    handle = os.open(folder, os.O_RDONLY)
+    folder, handle = _beside_name(path, suffix), -1
     try:
+        os.mkdir(folder, 0o700)
+        handle = os.open(folder, os.O_RDONLY)
         _mark(handle)
         os.chmod(folder, 0o755)
         yield folder
     finally:
-        os.close(handle)
+        if handle >= 0:
+            os.close(handle)
+        with suppress(OSError):  # an interrupt before anything is in it
+            os.rmdir(folder)
+
+
+def _beside_name(path: Path, suffix: str) -> Path:
+    """A free name beside ``path``. It is known before anything has it, so that an interrupt right after leaves nothing:
+    tempfile's functions would be interrupted between making and telling."""
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}{suffix}"
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder with all in it. An interrupt waits for that, as half of it helps nobody."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def remove(path: Path) -> None:
@@ -264,7 +283,7 @@ def remove(path: Path) -> None:
         try:
             os.rename(path, scratch / "old")
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            _remove_tree(scratch)
 
 
 @contextmanager
@@ -282,7 +301,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             _make_folder(path.parent)
             _clear(path.parent, os.listdir(path.parent), of=path.name)
             scratch = stack.enter_context(_beside(path, ".tmp"))
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        stack.callback(_remove_tree, scratch)
         yield scratch
         for file in scratch.rglob("*"):
             if file.is_file():
@@ -296,9 +315,13 @@ def _take_place(scratch: Path, path: Path) -> None:
     """Put ``scratch`` where ``path`` is, in two renames; killed between them, ``path`` waits in its ``.old``."""
     if path.exists():
         with _beside(path, ".old") as old:
-            os.rename(path, old / "old")
-            os.rename(scratch, path)
-            shutil.rmtree(old)
+            try:
+                os.rename(path, old / "old")
+                os.rename(scratch, path)
+            finally:
+                if not os.path.lexists(path):  # interrupted between the two
+                    os.rename(old / "old", path)
+                _remove_tree(old)
     else:
         os.rename(scratch, path)
     _fsync_folder(path.parent)

@@ -47,7 +47,7 @@ def kill_at(moments: Iterable[int], forks: Forks, states: States, name: str, pla
         first = forks.run(*work.words, cwd=where, watched=where / "runs", decide=killed)
         if killed.event:  # else that was beyond the last: threads do not always write in one order
             assert first.code == -signal.SIGKILL
-            before = finished(run, states.wanted(name))
+            before = finished(run, states.wanted(name), states.found(name))
             found = problems(name, forks.run(*work.words, cwd=where), before, run, states)
             tally("killed: " + name, tried=1, **{count: 1 for count, _ in found})
             wrong += [f"{name}, before event {at}, {killed.event}: {text}" for _, text in found]
@@ -118,7 +118,7 @@ def interrupt(
     found = []
     if (sent and after is not None) or sender.event:
         found = interrupted_badly(ended, number, where / "runs", twice)
-        before = finished(run, states.wanted(name))
+        before = finished(run, states.wanted(name), states.found(name))
         found += problems(name, forks.run(*work.words, cwd=where), before, run, states)
         tally("interrupted", tried=1, **{count: 1 for count, _ in found})
     shutil.rmtree(where)
@@ -163,7 +163,7 @@ def fill(forks: Forks, states: States, name: str, place: Path, at: int) -> list[
     found = []
     if full.event:
         found = full_badly(ended)
-        before = finished(run, states.wanted(name))
+        before = finished(run, states.wanted(name), states.found(name))
         found += problems(name, forks.run(*work.words, cwd=where), before, run, states)
         tally("disk full", tried=1, **{count: 1 for count, _ in found})
     shutil.rmtree(where)

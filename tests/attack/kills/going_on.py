@@ -16,8 +16,12 @@ DONE = re.compile(r"(\w+) .*\(\d+\.\d s\)")
 ROWS = {"hf.results.jsonl": "ResultsWriter", "llamacpp.results.jsonl": "ResultsWriter", "ladder.jsonl": "LadderWriter"}
 
 
-def finished(run: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """What is done in a run's folder as a kill left it, and so must not be done again: stages, steps, rows."""
+def finished(run: Path, wanted: dict[str, Any], begin: Path) -> dict[str, Any]:
+    """What is done in a run's folder as a kill left it, and so must not be done again: stages, steps, rows.
+
+    ``begin``: the run's folder as the work found it. A record that stood there is of the work before, which may have
+    had the same result.
+    """
     adapter = "lora_adapter/adapter_model.safetensors"
     checkpoints = [int(folder.name.partition("-")[2]) for folder in run.glob("checkpoints/checkpoint-*")
                    if is_complete(folder)]  # fmt: skip
@@ -25,13 +29,16 @@ def finished(run: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     trained = {path for path in wanted if path.startswith("lora_adapter/")}
     whole = adapter in wanted and all(now.get(path) == wanted[path] for path in trained)
     return {
-        "stages": {path.stem for path in run.glob("stages/*.json") if _is_done(path, wanted)},
+        "stages": {path.stem for path in run.glob("stages/*.json") if _is_done(path, wanted, begin)},
         "steps": STEPS if whole else max(checkpoints, default=0),
         "rows": {name: len(rows(run / "parity" / name)) for name in ROWS},
     }
 
 
-def _is_done(record: Path, wanted: dict[str, Any]) -> bool:
+def _is_done(record: Path, wanted: dict[str, Any], begin: Path) -> bool:
+    before = begin / "stages" / record.name
+    if before.exists() and before.read_bytes() == record.read_bytes():
+        return False
     return {"result": json.loads(record.read_text())["result"]} == wanted.get(f"stages/{record.name}")
 
 

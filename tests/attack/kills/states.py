@@ -120,6 +120,11 @@ class States:
         """A copy of what the work ``name`` begins from."""
         return copy_state(self.end(WORKS[name].begins), place)
 
+    def found(self, name: str) -> Path:
+        """The run's folder as the work ``name`` finds it; never changed."""
+        work = WORKS[name]
+        return self.end(work.begins) / "runs" / work.run
+
     def wanted(self, name: str) -> dict[str, Any]:
         """The account of what the work leaves behind where nothing disturbs it."""
         if name not in self._accounts:

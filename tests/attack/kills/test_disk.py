@@ -70,7 +70,7 @@ def test_a_small_disk(forks: Forks, states: States, tmp_path: Path, name: str) -
             if ended.code == work.code:
                 break  # there was enough
             found = full_badly(ended)
-            before = finished(run, states.wanted(name))
+            before = finished(run, states.wanted(name), states.found(name))
             subprocess.run(["mount", "-o", f"remount,size={4 * ends + (1 << 28)}", mounted], check=True)
             found += problems(name, forks.run(*work.words, cwd=where), before, run, states)
             tried += 1

@@ -124,7 +124,7 @@ def test_keys_of_a_real_terminal_and_its_end(
     if key == b"\x03" and "interrupted" not in said:
         wrong.append(("wrong_codes", f"does not say that it was interrupted: {said[-300:]}"))
     run = where / "runs" / work.run
-    before = finished(run, states.wanted(name))
+    before = finished(run, states.wanted(name), states.found(name))
     wrong += problems(name, forks.run(*work.words, cwd=where), before, run, states)
     tally("interrupted", tried=1, **{count: 1 for count, _ in wrong})
     assert not wrong

@@ -115,6 +115,54 @@ def test_signals_interrupt(number: signal.Signals, tmp_path: Path) -> None:
     assert (process.returncode, errors) == (130, b"interrupted: run the same command again to go on\n")
 
 
+IN_A_CALLBACK = """
+import ctypes
+libc = ctypes.CDLL(None)
+kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+numbers = (ctypes.c_int * 1000)(*range(1000))
+
+def slow(a, b):
+    end = time.monotonic() + 0.002  # many bytecodes, at each of which a signal may be seen
+    while time.monotonic() < end:
+        pass
+    return 0
+
+def work():
+    print('ready', flush=True)
+    libc.qsort(numbers, 1000, ctypes.sizeof(ctypes.c_int), kind(slow))
+    time.sleep(60)
+
+run(work)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_inside_a_callback_of_c_code_is_not_lost(number: signal.Signals) -> None:
+    """ctypes cannot raise through the C code that called back, as llama.cpp's log and graph do."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGIN + IN_A_CALLBACK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=50)
+    assert (process.returncode, errors) == (130, b"interrupted: run the same command again to go on\n")
+
+
+def test_a_signal_after_the_work_changes_no_exit_code() -> None:
+    script = (
+        BEGIN + "import atexit; atexit.register(lambda: (print('ready', flush=True), time.sleep(1)))\nrun(lambda: 0)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
+
+
 def test_a_hangup_that_is_ignored_stays_ignored() -> None:
     script = BEGIN + "run(lambda: (print('ready', flush=True), time.sleep(1), print('done')))\n"
     command = ["nohup", sys.executable, "-c", script]

@@ -346,3 +346,62 @@ def test_what_others_are_writing_is_not_cleared(tmp_path: Path) -> None:
         clear_left(tmp_path)
     assert (tmp_path / "target" / "a").exists()
     assert mine.exists()
+
+
+def written(folder: Path) -> None:
+    write_bytes(folder / "file", b"new")
+
+
+def replaced(folder: Path) -> None:
+    with atomic_folder(folder / "folder") as scratch:
+        (scratch / "sub").mkdir()
+        (scratch / "sub" / "a").write_text("new")
+
+
+def removed(folder: Path) -> None:
+    remove(folder / "folder")
+
+
+@pytest.mark.parametrize("work", [written, replaced, removed])
+def test_an_interrupt_right_after_any_call_leaves_nothing_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[Path], None]
+) -> None:
+    """As a signal's handler does it: when a call that changed something has returned, before its result is known."""
+    names = ("mkdir", "open", "chmod", "replace", "rename", "rmdir", "unlink", "fsync", "scandir")
+    real = {name: getattr(os, name) for name in names}
+    tried = 0
+    for at in range(1, 200):
+        folder = tmp_path / f"{work.__name__}-{at}"
+        (folder / "folder" / "sub").mkdir(parents=True)
+        (folder / "folder" / "sub" / "a").write_text("old")
+        (folder / "file").write_text("old")
+        calls = 0
+
+        def interrupting(name: str, at: int = at) -> Callable[..., object]:
+            def call(*arguments: object, **options: object) -> object:
+                nonlocal calls
+                result = real[name](*arguments, **options)
+                calls += 1
+                if calls == at:
+                    raise KeyboardInterrupt
+                return result
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setattr(os, name, interrupting(name))
+            try:
+                work(folder)
+                ended = calls < at
+            except KeyboardInterrupt:
+                ended = False
+        left = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+        assert left == [], (at, left)
+        assert (folder / "file").read_text() in ("old", "new")
+        found = folder / "folder" / "sub" / "a"
+        assert found.read_text() in ("old", "new") if work is not removed else not found.exists() or found.read_text()
+        if ended:
+            tried = at - 1
+            break
+    assert tried >= 5
