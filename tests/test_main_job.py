@@ -190,7 +190,9 @@ def test_a_damaged_artefact_is_made_again(place: Path, copied: Path) -> None:
     assert model.read_bytes() == whole, "the same recipe gives the same bytes on one machine"
 
 
-@pytest.mark.parametrize("torn", ["hf.results", "llamacpp.results", "ladder"])
+@pytest.mark.parametrize(
+    "torn", [*(pytest.param(f"{side}.results", marks=pytest.mark.slow) for side in ("hf", "llamacpp")), "ladder"]
+)
 def test_an_interrupted_run_goes_on_where_it_stopped(place: Path, copied: Path, torn: str) -> None:
     paths = [copied / "parity" / f"{name}.jsonl" for name in ("hf.results", "llamacpp.results", "ladder")]
     kept = {}
@@ -268,6 +270,7 @@ def test_the_bill_of_materials_says_what_was_measured(run: Path) -> None:
     assert model["modelCard"]["modelParameters"]["architectureFamily"] == "idefics3"
 
 
+@pytest.mark.slow
 def test_a_signature_and_an_image_are_no_reason_to_make_a_bundle_again(
     place: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,7 @@ def test_each_model_is_loaded_once(build: Build, monkeypatch: pytest.MonkeyPatch
     assert not loaded  # nothing is out of date
 
 
-@pytest.mark.parametrize("division", [None, Division(shards=2)])
+@pytest.mark.parametrize("division", [None, pytest.param(Division(shards=2), marks=pytest.mark.slow)])
 def test_the_folder_is_locked_until_the_verdict_is_written(
     build: Build, division: Division | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +127,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     reseal(path)
 
 
+@pytest.mark.slow
 def test_rows_that_were_edited_are_answered_again(build: Build) -> None:
     screen = StringIO()
     reporter = Reporter(Console(file=screen, width=200))

@@ -119,7 +119,7 @@ IN_A_CALLBACK = """
 import ctypes
 libc = ctypes.CDLL(None)
 kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-numbers = (ctypes.c_int * 1000)(*range(1000))
+numbers = (ctypes.c_int * 200)(*range(200))
 
 def slow(a, b):
     end = time.monotonic() + 0.002  # many bytecodes, at each of which a signal may be seen
@@ -129,7 +129,7 @@ def slow(a, b):
 
 def work():
     print('ready', flush=True)
-    libc.qsort(numbers, 1000, ctypes.sizeof(ctypes.c_int), kind(slow))
+    libc.qsort(numbers, 200, ctypes.sizeof(ctypes.c_int), kind(slow))
     time.sleep(60)
 
 run(work)
@@ -145,7 +145,7 @@ def test_an_interrupt_inside_a_callback_of_c_code_is_not_lost(number: signal.Sig
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
-    time.sleep(0.5)
+    time.sleep(0.3)
     process.send_signal(number)
     _, errors = process.communicate(timeout=50)
     assert (process.returncode, errors) == (130, b"interrupted: run the same command again to go on\n")

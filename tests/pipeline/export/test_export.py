@@ -137,7 +137,9 @@ def test_a_failed_export_leaves_the_old_bundle(bundle: Path, tiny: Path, tmp_pat
 
 # The F16 file takes 15.9 MB, the quantized one 8.6. What does not fit: anything of the converter's; the quantizer's
 # file; the copy with this project's keys.
-@pytest.mark.parametrize(("size", "text_type"), [("1m", "F16"), ("20m", "Q8_0"), ("20m", "F16")])
+@pytest.mark.parametrize(
+    ("size", "text_type"), [pytest.param("1m", "F16", marks=pytest.mark.slow), ("20m", "Q8_0"), ("20m", "F16")]
+)
 def test_a_full_disk_is_no_refusal(
     tiny: Path, half_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str, text_type: TextType
 ) -> None:
@@ -313,6 +315,7 @@ def test_another_tile_plan_wants_another_vision_half(tiny: Path, phone_pair: Pai
     mmproj_check(good, tiny, contract=contract)
 
 
+@pytest.mark.slow
 def test_an_output_layer_of_its_own_is_exported(tiny: Path, exact_pair: Pair, tmp_path: Path) -> None:
     # SmolVLM's models on the hub are like this; the embedded ones tie the output to the token table.
     model, tokenizer = load_model(tiny), load_tokenizer(tiny)

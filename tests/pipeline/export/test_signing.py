@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from keys import write_pair, write_private
 
+from pipeline.core import files
 from pipeline.core.errors import CheckFailed, UserError
 from pipeline.core.files import sha256_file
 from pipeline.export.signing import sign_bundle, verify_signature
@@ -236,7 +237,7 @@ def test_a_signature_that_cannot_be_written_is_one_sentence(
         raise OSError(number, os.strerror(number))
 
     folder = write_fake_bundle(tmp_path / "bundle")
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(files, "_beside_name", refuse)
     with pytest.raises(UserError, match=rf"bundle/model\.sig cannot be written \({os.strerror(number)}\): sign a copy"):
         sign_bundle(folder, keys[0])
 

@@ -51,7 +51,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # 15 steps, a checkpoint after each 5: killed between two checkpoints, and in the middle of writing the second.
-@pytest.mark.parametrize("kill", ["step:8", "save:2"])
+@pytest.mark.parametrize("kill", [pytest.param("step:8", marks=pytest.mark.slow), "save:2"])
 def test_a_killed_run_resumes_to_the_same_weights(uninterrupted: Path, tmp_path: Path, kill: str) -> None:
     killed = _train(tmp_path, kill)
     assert killed.returncode == -signal.SIGKILL
@@ -71,7 +71,7 @@ def test_a_killed_run_resumes_to_the_same_weights(uninterrupted: Path, tmp_path:
 
 
 # In the middle of writing lora_adapter, and behind it.
-@pytest.mark.parametrize("name", ["adapter_config.json", "summary.json"])
+@pytest.mark.parametrize("name", [pytest.param("adapter_config.json", marks=pytest.mark.slow), "summary.json"])
 def test_a_training_killed_behind_its_last_step_is_only_finished(
     uninterrupted: Path, tmp_path: Path, name: str
 ) -> None:
@@ -229,6 +229,7 @@ def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     return dict(torch.load(out / "0.pt"))
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_step_that_one_takes(tiny: Path, tmp_path: Path, alone: dict[str, Any]) -> None:
     main, other = _steps(tiny, tmp_path, batch=1, processes=2)
 
