@@ -17,7 +17,7 @@ from rich.text import Text
 
 from parity.compare.ladder import RUNGS
 from parity.judge.verdict import Flip, Flips, GateResult, GateStatus, Side, Status, Verdict, images_name
-from parity.report.brief import brief, flips_line, further_causes, shown_gates, what_ran
+from parity.report.brief import brief, flips_line, further_causes, photos_needed, shown_gates, what_ran
 from parity.report.staircase import bet_words, class_words, pass_line, stop_words
 from parity.results import display_name
 from pipeline.evaluation import confusion_lines
@@ -152,7 +152,8 @@ def _headline(verdict: Verdict) -> RenderableType:
     for line in further_causes(verdict):
         table.add_row("also", Text(plain(line)))
     if verdict.fix and verdict.status != "PASS":
-        table.add_row("do", Text(plain(verdict.fix)))
+        photos = photos_needed(verdict) if verdict.status == "INCONCLUSIVE" else ""
+        table.add_row("do", Text(plain(verdict.fix + photos)))
     for note in verdict.notes:
         table.add_row("note", Text(plain(note), style="dim"))
     if table.row_count:

@@ -84,6 +84,15 @@ def test_the_commit_named_is_the_one_that_is_built() -> None:
     assert {version: stated["LLAMA_CPP_COMMIT"]} == LLAMA_CPP_COMMIT
 
 
+def test_images_that_are_needed_are_told_as_photos_too() -> None:
+    """One photo in five is a validation image."""
+    ours, theirs = (change_header(side, photos=250, split="validation") for side in pair(50))
+    verdict = judge(ours, theirs, FIVE)
+    assert verdict.difference.needed == 125
+    text = " ".join(render_text(verdict, verbose=False).replace("│", " ").split())
+    assert "bad builds through (625 labelled photos, split as these 250 are)" in text
+
+
 def test_what_ran_is_named() -> None:
     ours, theirs = pair()
     runtime = {"files": "a.gguf + mmproj-a.gguf", "text_types": "Q8_0", "mmproj_types": "F16"}
