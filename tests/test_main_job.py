@@ -462,6 +462,7 @@ def test_saved_results_are_judged_without_a_model(place: Path, run: Path) -> Non
     assert json.loads((place / "again.json").read_text()) == json.loads((run / "parity" / "verdict.json").read_text())
 
 
+@pytest.mark.slow
 def test_evaluate_alone_agrees_with_the_verdict(place: Path, copied: Path) -> None:
     result = command("pipeline", "evaluate", "small.yaml", cwd=place)
     assert result.returncode == 0, result.stderr
@@ -492,7 +493,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(place: Path, arguments: tuple
     assert all(word in result.stderr for word in words), result.stderr
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_says_how_to_go_on(place: Path, sent: signal.Signals) -> None:
     # Whoever starts the tests in the background of a script has SIGINT ignored, and so have all children.
     command_line = ["env", "--default-signal=INT", BIN / "parity", "run", "small.yaml"]

@@ -115,6 +115,7 @@ def test_the_files_say_what_they_are(phone_pair: Pair) -> None:
     assert phone_pair.text.stat().st_mode & 0o777 == 0o644
 
 
+@pytest.mark.slow
 def test_the_same_weights_give_the_same_bytes_wherever_they_lie(
     tiny: Path, bundle: Path, phone_pair: Pair, tmp_path: Path
 ) -> None:
