@@ -205,6 +205,7 @@ class Job:
             dataset=self.dataset.resolve(),
             records=tuple(sample.record for sample in samples),
             split=samples[0].split,
+            photos=samples[0].photos,
             contract=self.contract,
             about=Compared(
                 contract_sha256=self.contract.digest,

@@ -45,6 +45,8 @@ class PairJob(Frozen):
     records: tuple[Record, ...]
     """Of the images to answer, checked when the sweep began."""
     split: Split
+    photos: int | None
+    """As :attr:`parity.compare.samples.Sample.photos`."""
     contract: Contract
     about: Compared
     reference: Path
@@ -81,7 +83,7 @@ def run_pair(job: PairJob) -> None:
 
     encoder = encoder_of(job.merged, job.contract)
     reference = Recorded(job.reference, encoder)
-    samples = [Sample(job.dataset, record, job.split) for record in job.records]
+    samples = [Sample(job.dataset, record, job.split, job.photos) for record in job.records]
     relay = _Relay()
     before = memory("VmRSS")
     # One image at a time, as the phone does: several together would be quicker and need more memory, which F32 and F16

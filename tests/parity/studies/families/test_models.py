@@ -5,6 +5,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -148,7 +149,8 @@ def test_llama_cpp_answers_as_transformers(made: Callable[[str], Path], tmp_path
     text, mmproj = convert_family(folder, tmp_path)
     # In a process of its own: some faults end it.
     command = [sys.executable, __file__, str(text), str(mmproj), str(tmp_path / "logits.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     tokens, *slots = json.loads(done.stdout)
     ids = load_processor_tokens(folder)
