@@ -242,6 +242,7 @@ def test_a_killed_pair_goes_on_where_it_stopped(swept: tuple[Job, Sweep], tmp_pa
     job, whole = swept
     folder = shutil.copytree(job.folder, tmp_path / "sweep")
     shutil.rmtree(folder / "pairs")
+    (folder / "stages" / "pair-Q8_0-Q8_0.json").unlink()  # else what is there is not what it made, and is removed
     rows = folder / "pairs" / "Q8_0-Q8_0" / CANDIDATE
 
     def kill(done: int) -> None:
