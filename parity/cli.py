@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from parity import commands
-from parity.commands import ContractFile, LadderFile, Verbose, tell_github
+from parity.commands import DIVIDING, ContractFile, LadderFile, Shard, Shards, Verbose, tell_github
 from parity.examples import EXAMPLES
 from pipeline.cli import RUNS, Assignments, Quiet, RecipePath, Runs, open_build, run_app
 from pipeline.core.help_pages import Command, Commands, examples, version_flag
 
 if TYPE_CHECKING:
-    from parity.judge.verdict import Verdict
+    from parity.judge.verdict import GateResult, Verdict
+    from parity.results import Results
     from pipeline.contract import ChannelOrder
     from pipeline.workflow.build import Build
 
@@ -29,7 +30,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 RUN, JUDGE, DIAGNOSE, RELEASE = "Run", "Judge", "Diagnose", "Release"
-DIVIDING = "Dividing a large run"
 
 
 @app.callback()
@@ -74,18 +74,8 @@ def run(
         bool, typer.Option(help="Measure every stage of every image. Without it, only one model is in memory.")
     ] = True,
     baseline: Annotated[Path | None, typer.Option(help="Fail if this run is worse than this baseline.")] = None,
-    shards: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Divide the images into N shards. Without --shard: merge the finished shards and judge.",
-            rich_help_panel=DIVIDING,
-        ),
-    ] = None,
-    shard: Annotated[
-        int | None,
-        typer.Option(min=1, help="Run only this shard, 1 to N. Needs --shards.", rich_help_panel=DIVIDING),
-    ] = None,
+    shards: Shards = None,
+    shard: Shard = None,
     ray: Annotated[
         int | None,
         typer.Option(min=1, help="Run the shards on Ray, with N workers at a time.", rich_help_panel=DIVIDING),
@@ -188,11 +178,11 @@ def judge(
     from rich.console import Console
 
     from parity.judge.baseline import read_baseline
-    from parity.judge.beside import find_app_contract, find_contract, find_ladder
+    from parity.judge.beside import belongs, find_app_contract, find_contract, find_ladder
     from parity.judge.bundle import bundle_gate
-    from parity.judge.canvases import prove_pixels
     from parity.judge.goldens import checks_of
     from parity.judge.judge import as_judged, judge_runs, write_verdict
+    from parity.judge.mistakes import prove_pixels
     from parity.judge.phone import judge_phone
     from parity.judge.plan import read_plan_for
     from parity.report.brief import next_steps
@@ -216,22 +206,25 @@ def judge(
     past = read_baseline(baseline) if baseline else None
     image_of = dataset_images(reference.absolute().parent.parent / "dataset")
     canvas_of = canvases(image_of)
-    checks = checks_of(meant, theirs[-1][1].header)
-    if bundle:
-        checks.append(bundle_gate(theirs[-1][1].header, bundle))
+
+    def checks(results: "Results") -> "list[GateResult]":
+        return checks_of(meant, results.header) + ([bundle_gate(results.header, bundle)] if bundle else [])
+
     if planned:
         (_, host), (_, device) = theirs
         app = find_app_contract(contract, reference, ours)
         causes = prove_pixels(ours, device, app, canvas_of)
-        verdict = judge_phone(ours, host, device, planned, app, checks, walked, limits, past, causes)
+        verdict = judge_phone(ours, host, device, planned, app, checks(device), walked, limits, past, causes)
     else:
         prove = partial(prove_pixels, contract=meant, canvas_of=canvas_of) if isinstance(meant, Contract) else None
-        verdict = judge_runs(ours, theirs, meant, checks, walked, limits, past, prove)
+        verdict = judge_runs(ours, theirs, meant, (), walked, limits, past, checks, prove)
     if out:
         write_verdict(verdict, out)
     if report:
-        shown = as_judged(ours, theirs[-1 if not planned else 0][1], meant)
-        write_text(report, render_page(verdict, *shown, walked, image_of))
+        # Of several runs the one that the verdict is of.
+        told = next(results for _, results in theirs if results.sha256 == verdict.evidence["candidate"])
+        own = walked if walked and belongs(walked, ours, told) else None
+        write_text(report, render_page(verdict, *as_judged(ours, told, meant), own, image_of))
     print_verdict(verdict, Console(), verbose, next_steps(verdict, report, verbose))
     tell_github(verdict)
     sys.exit(verdict.exit_code)

@@ -30,6 +30,18 @@ LadderFile = Annotated[
 MODEL_FILES, PICTURES, LLAMA_CPP = "Model and app", "Pictures and answers", "llama.cpp"
 VERDICT, DIVIDING = "Verdict", "Dividing a large run"
 """Headings of the options."""
+Shards = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Divide the images into N shards. Without --shard: merge the finished shards and judge.",
+        rich_help_panel=DIVIDING,
+    ),
+]
+Shard = Annotated[
+    int | None,
+    typer.Option(min=1, help="Run only this shard, 1 to N. Needs --shards.", rich_help_panel=DIVIDING),
+]
 
 
 def check(
@@ -153,18 +165,8 @@ def check(
     baseline: Annotated[
         Path | None, typer.Option(help="Fail if this check is worse than this baseline.", rich_help_panel=VERDICT)
     ] = None,
-    shards: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Divide the pictures into N shards. Without --shard: merge the finished shards and judge.",
-            rich_help_panel=DIVIDING,
-        ),
-    ] = None,
-    shard: Annotated[
-        int | None,
-        typer.Option(min=1, help="Run only this shard, 1 to N. Needs --shards.", rich_help_panel=DIVIDING),
-    ] = None,
+    shards: Shards = None,
+    shard: Shard = None,
     low_memory: Annotated[
         bool, typer.Option(help="Keep only one model in memory at a time; slower.", show_default=False)
     ] = False,

@@ -22,10 +22,10 @@ from parity.engines import OpenSide, SideName
 from parity.engines.probe import files_made
 from parity.engines.sides import Sides
 from parity.judge.baseline import BASELINE, Baseline, write_baseline
-from parity.judge.canvases import prove_pixels
 from parity.judge.causes import CAUSES, Causes, write_causes
 from parity.judge.goldens import checks_of
 from parity.judge.judge import judge, write_verdict
+from parity.judge.mistakes import prove_pixels
 from parity.judge.verdict import Verdict
 from parity.results import Results, read_results
 from pipeline.contract import ChannelOrder, Contract

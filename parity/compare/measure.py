@@ -104,27 +104,29 @@ def _labels_kl(a: Row, b: Row) -> float | None:
 
 
 def noise_floor(measured: Sequence[Measured]) -> NoiseFloor:
-    """Sum up comparisons of float32 with bfloat16, at least one.
+    """Sum up comparisons of float32 with bfloat16, at least one; of open answers what was found along them.
 
     Raises UserError where the model gives no number for any of them.
     """
 
-    def spread(name: str) -> Spread:
-        values = [value for row in measured if (value := getattr(row, name)) is not None]
-        if not values:
+    def spread(name: str, values: Sequence[float | None]) -> Spread:
+        known = [value for value in values if value is not None]
+        if not known:
             raise UserError(
                 f"the model gives values that are no numbers ({name} of all {len(measured)} images, float32 against"
-                " bfloat16): look for inf and nan in the merged weights"
+                " bfloat16): look for inf and nan in its weights"
             )
-        median, p95, largest = np.quantile(np.asarray(values, np.float64), (0.5, 0.95, 1.0)).tolist()
+        median, p95, largest = np.quantile(np.asarray(known, np.float64), (0.5, 0.95, 1.0)).tolist()
         return Spread(median=median, p95=p95, largest=largest)
 
+    along = [row.answer for row in measured if row.answer]
     return NoiseFloor(
         samples=len(measured),
-        embeddings_error=spread("embeddings_error"),
-        logits_kl=spread("logits_kl"),
-        logits_kl_labels=spread("logits_kl_labels"),
-        logits_max=spread("logits_max"),
-        generated_differ=sum(not row.generated_equal for row in measured),
-        labels_differ=sum(not row.label_equal for row in measured),
+        embeddings_error=spread("embeddings", [row.embeddings_error for row in measured]),
+        logits_kl=spread("logits", [row.logits_kl for row in measured]),
+        logits_kl_labels=None if along else spread("labels", [row.logits_kl_labels for row in measured]),
+        logits_max=spread("logits", [row.logits_max for row in measured]),
+        answer_kl=spread("answers", [answer.kl_mean for answer in along]) if along else None,
+        generated_differ=sum(bool(row.answer.differ) if row.answer else not row.generated_equal for row in measured),
+        labels_differ=0 if along else sum(not row.label_equal for row in measured),
     )

@@ -92,6 +92,17 @@ def chunk_tokens(chunk: Any) -> list[int] | None:
     return list(tokens[: count.value])
 
 
+def free(mtmd: Any, context: Any, model: Any) -> None:
+    """Free what was opened of a side, each None where it was not: ``mtmd_context *``, ``llama_context *``,
+    ``llama_model *``."""
+    if mtmd:
+        mtmd_cpp.mtmd_free(mtmd)
+    if context:
+        llama_cpp.llama_free(context)
+    if model:
+        llama_cpp.llama_model_free(model)
+
+
 def decode_file(mtmd: Any, path: Path) -> npt.NDArray[np.uint8]:
     """An image file as libmtmd decodes it (stb_image): RGB, [height, width, 3]. Raises UserError."""
     bitmap = mtmd_cpp.mtmd_helper_bitmap_init_from_file(mtmd, os.fsencode(path), False)

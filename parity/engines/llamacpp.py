@@ -20,7 +20,7 @@ import numpy.typing as npt
 from llama_cpp import mtmd_cpp
 
 from parity.engines.decoding import Decoder
-from parity.engines.libmtmd import GGML_TYPE, Chunks, Tap, decode_file, normalization_of
+from parity.engines.libmtmd import GGML_TYPE, Chunks, Tap, decode_file, free, normalization_of
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_bytes
@@ -130,12 +130,7 @@ class LlamaCppPredictor:
 
     def close(self) -> None:
         """Free the native memory; the predictor is of no use afterwards."""
-        if self._mtmd:
-            mtmd_cpp.mtmd_free(self._mtmd)
-        if self._context:
-            llama_cpp.llama_free(self._context)
-        if self._model:
-            llama_cpp.llama_model_free(self._model)
+        free(self._mtmd, self._context, self._model)
         self._mtmd = self._context = self._model = None
 
     def predict(self, canvases: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Prediction]:

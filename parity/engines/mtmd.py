@@ -21,7 +21,7 @@ from llama_cpp import mtmd_cpp
 
 from parity.engines.decoding import detokenize
 from parity.engines.given import CannotConform, Given, Parts, arrange
-from parity.engines.libmtmd import GGML_TYPE, Batch, Chunks, LayerTap, Tap, decode_file, normalization_of
+from parity.engines.libmtmd import GGML_TYPE, Batch, Chunks, LayerTap, Tap, decode_file, free, normalization_of
 from parity.engines.trace import Answer, Pixels, Trace, layout_of
 from parity.terms import MARKER, ToolRuntime
 from pipeline.core.errors import UserError
@@ -106,23 +106,13 @@ class Mtmd:
 
     def close(self) -> None:
         """Free the native memory; of no use afterwards."""
-        if self._mtmd:
-            mtmd_cpp.mtmd_free(self._mtmd)
-        if self._context:
-            llama_cpp.llama_free(self._context)
-        if self._model:
-            llama_cpp.llama_model_free(self._model)
+        free(self._mtmd, self._context, self._model)
         self._mtmd = self._context = self._model = None
 
     @property
     def handle(self) -> Any:
         """``llama_model *``"""
         return self._model
-
-    @property
-    def adds_bos(self) -> bool:
-        """Whether the vocabulary puts a beginning-of-sequence token in front."""
-        return bool(llama_cpp.llama_vocab_get_add_bos(self.vocab))
 
     def count(self, size: tuple[int, int], prompt: str) -> int:
         """How many tokens a prompt has with a picture of (width, height), without encoding any. Raises UserError."""

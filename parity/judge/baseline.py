@@ -14,7 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_regular, write_json
 from pipeline.core.jsonl import Hex
 from pipeline.core.settings import Frozen
-from pipeline.core.wording import told
+from pipeline.core.wording import first_fault
 
 BASELINE = "baseline.json"
 """In a run's folder: the baseline that its verdict was held against."""
@@ -91,8 +91,4 @@ def read_baseline(path: Path) -> Baseline:
     except OSError as error:
         raise UserError(f"baseline {path} cannot be read: {error.strerror}; `parity baseline` writes one") from None
     except ValidationError as error:
-        item = error.errors()[0]
-        where = ".".join(str(part) for part in item["loc"])
-        raise UserError(
-            f"{path} is not a baseline ({f'{where}: ' if where else ''}{told(item)}): write it with `parity baseline`"
-        ) from None
+        raise UserError(f"{path} is not a baseline ({first_fault(error)}): write it with `parity baseline`") from None

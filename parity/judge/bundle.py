@@ -35,7 +35,7 @@ def bundle_gate(header: Header, bundle: Path) -> GateResult:
     return GateResult(
         stage="bundle",
         status="red",
-        detail=f"{header.shown} did not run {' nor '.join(wrong)} of {bundle}, by its SHA-256",
+        detail=f"{header.shown} did not run {' nor '.join(wrong)} of the bundle, by its SHA-256",
         cause=f"{header.shown} has another build's files",
-        fix=f"put the files of {bundle} on the device, and run again",
+        fix="put the bundle's files on the device, and run again",
     )

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_regular, write_json
 from pipeline.core.settings import Frozen
-from pipeline.core.wording import told
+from pipeline.core.wording import first_fault
 
 CAUSES = "causes.json"
 
@@ -48,7 +48,7 @@ class Causes(Frozen):
     schema_version: Literal[1] = 1
     how: Literal["conformed", "matched"] = "conformed"
     """``conformed``: one side was made like the other, step by step. ``matched``: what was done to the pixels was done
-    again, and gave the very bytes (:mod:`parity.judge.canvases`)."""
+    again, and gave the very bytes (:mod:`parity.judge.mistakes`)."""
     tried: int
     """Pictures that were conformed or matched."""
     differ: int
@@ -79,6 +79,4 @@ def read_causes(path: Path) -> Causes | None:
     try:
         return Causes.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        item = error.errors()[0]
-        where = ".".join(str(part) for part in item["loc"])
-        raise UserError(f"{path} is no list of causes: {where}: {told(item)}; run `parity check` again") from None
+        raise UserError(f"{path} is no list of causes: {first_fault(error)}; run `parity check` again") from None

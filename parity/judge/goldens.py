@@ -28,7 +28,8 @@ def checks_of(terms: Terms, header: Header | None = None) -> list[GateResult]:
         return []
     gate = letterbox_gate()
     if header is not None and header.side not in HOSTS and not gate.red:
-        return [gate.model_copy(update={"status": "not measured", "detail": f"on {header.side}; here {gate.detail}"})]
+        detail = f"on {header.side}; on this machine {gate.detail}"
+        return [gate.model_copy(update={"status": "not measured", "detail": detail})]
     return [gate]
 
 

@@ -41,6 +41,7 @@ EXIT_CODES: dict[Status, int] = {
     "INCONCLUSIVE": EXIT_INCONCLUSIVE,
     "REFUSED": EXIT_REFUSED,
 }
+ChecksOf = Callable[[Results], Sequence[GateResult]]
 CauseOf = Callable[[Results, Results], Causes | None]
 REFUSING = ("provenance", "bundle", "device provenance")
 """Gates that refuse where they are red."""
@@ -156,18 +157,21 @@ def judge_runs(
     ladder: Ladder | None = None,
     gate: Gate | None = None,
     baseline: Baseline | None = None,
+    own_checks: ChecksOf | None = None,
     cause_of: CauseOf | None = None,
 ) -> Verdict:
     """Judge several runs, (name, results), of the candidate one by one; the worst verdict carries all their scores.
 
-    ``ladder`` is used for the run that it belongs to. ``cause_of``: what made a candidate's pixels differ. One run
-    gives what :func:`judge` gives. Raises as it does.
+    ``ladder`` is used for the run that it belongs to. ``own_checks``: what is tried of each candidate alone, behind
+    ``checks``. ``cause_of``: what made a candidate's pixels differ. One run gives what :func:`judge` gives. Raises as
+    it does.
     """
     verdicts = []
     for _, candidate in candidates:
         own = ladder if ladder and belongs(ladder, reference, candidate) else None
+        tried = [*checks, *(own_checks(candidate) if own_checks else ())]
         causes = cause_of(reference, candidate) if cause_of else None
-        verdicts.append(judge(reference, candidate, terms, checks, own, gate, baseline, causes))
+        verdicts.append(judge(reference, candidate, terms, tried, own, gate, baseline, causes))
     worst = max(verdicts, key=lambda verdict: (_SEVERITY.index(verdict.status), -verdict.difference.points))
     if len(verdicts) == 1:
         return worst

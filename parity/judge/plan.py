@@ -26,7 +26,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_regular, sha256_bytes, write_text
 from pipeline.core.jsonl import Hex
 from pipeline.core.settings import Frozen
-from pipeline.core.wording import told
+from pipeline.core.wording import first_fault
 
 PLAN = "plan.json"
 """Beside the host's results, where nothing else is said."""
@@ -308,11 +308,7 @@ def read_plan(path: Path) -> Plan:
     try:
         plan = Plan.model_validate_json(data)
     except ValidationError as error:
-        item = error.errors()[0]
-        where = ".".join(str(part) for part in item["loc"])
-        raise UserError(
-            f"{path} is not a plan ({f'{where}: ' if where else ''}{told(item)}): `parity plan` writes one"
-        ) from None
+        raise UserError(f"{path} is not a plan ({first_fault(error)}): `parity plan` writes one") from None
     if plan_bytes(plan) != data:
         raise UserError(f"{path} was changed after it was written: judge by the file that `parity plan` wrote")
     return plan

@@ -8,13 +8,13 @@ from parity.results import display_name
 
 _DIFFERENT = {
     "runtime": "{b} does not run as the contract says",
-    "letterbox": "the letterbox is not Android's",
+    "letterbox": "the letterbox does not match Android's",
     "decoded": "{b} decodes the pictures differently",
     "pixels": "{b} gets different pixels",
     "tiles": "{b} resizes or cuts the pictures differently",
     "tokens": "{b} gets a different prompt",
-    "embeddings": "{b}'s vision half computes something else",
-    "logits": "{b}'s language half computes something else",
+    "embeddings": "{b}'s vision half computes different embeddings",
+    "logits": "{b}'s language half computes different logits",
     "generation": "{b} generates different tokens",
     "answers": "labels are read by different rules",
     "accuracy": "{b}'s accuracy differs by more than {margin:g} points",

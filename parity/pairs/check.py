@@ -101,7 +101,7 @@ def check_job(
     past = read_baseline(Path(baseline)) if baseline else None
     folder.mkdir(parents=True, exist_ok=True)
     with Opened(pair, found, terms, reporter, gpu, low_memory) as opened:
-        job = Check(opened, folder, layers, app, notes)
+        job = Check(opened, folder, layers, app)
         if shards is not None and shard is not None:  # each shard has a lock of its own
             reporter.say("shard", str(job.shard(shards, shard)))
             return None

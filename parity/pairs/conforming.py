@@ -10,7 +10,7 @@ something are causes, too; where none does, the language half is left.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 
@@ -366,14 +366,10 @@ def _unsteady(photo: Photo) -> Found:
 
 def sum_up(found: Sequence[tuple[str, list[Found]]], differ: int) -> Causes:
     """The causes of (image id, what was found), the earliest stage first among those that explain as much."""
-    order: list[Kind] = []
     groups: dict[Kind, list[tuple[str, Found]]] = {}
     for image_id, findings in found:
         for finding in findings:
-            if finding.kind not in groups:
-                order.append(finding.kind)
             groups.setdefault(finding.kind, []).append((image_id, finding))
-    by: Callable[[Kind], int] = lambda kind: -len(groups[kind])  # noqa: E731
     told = {kind: max((finding for _, finding in group), key=lambda one: one.weight) for kind, group in groups.items()}
     return Causes(
         tried=len(found),
@@ -386,6 +382,6 @@ def sum_up(found: Sequence[tuple[str, list[Found]]], differ: int) -> Causes:
                 pictures=len(groups[kind]),
                 image_ids=tuple(image_id for image_id, _ in groups[kind][:NAMED]),
             )
-            for kind in sorted(order, key=by)
+            for kind in sorted(groups, key=lambda kind: -len(groups[kind]))
         ),
     )

@@ -1,7 +1,7 @@
 """How long a check will take, before it starts: from the weights' number, the prompts' length and this machine."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +59,9 @@ def seconds_a_picture(weights: int, tokens: int, answer: int, machine: Machine) 
     return 2 * weights * tokens / machine.flops + 4 * weights * answer / machine.bytes_per_second
 
 
-def announce(weights: int, tokens: Sequence[int], answer: int, pictures: int, machine: Machine) -> str | None:
-    """One line for the person who waits, or None where there is nothing to wait for. ``tokens``: of some prompts."""
-    each = 2 * seconds_a_picture(weights, sum(tokens) // max(len(tokens), 1), answer, machine)  # both sides
+def announce(weights: int, tokens: int, answer: int, pictures: int, machine: Machine) -> str | None:
+    """One line for the person who waits; None where there is nothing to wait for. ``tokens``: of the longest prompt."""
+    each = 2 * seconds_a_picture(weights, tokens, answer, machine)  # both sides
     total = each * pictures
     if total < SHOWN_SECONDS:
         return None

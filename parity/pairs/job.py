@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from parity.compare.ladder import Compared, Ladder, Measured, NoiseFloor, Spread, read_ladder
+from parity.compare.ladder import Compared, Ladder, Measured, NoiseFloor, read_ladder
+from parity.compare.measure import noise_floor
 from parity.compare.photos import Photo
 from parity.compare.runner import CANDIDATE, LADDER, REFERENCE, batches, keep, kept_by
 from parity.compare.samples import spread
@@ -65,7 +66,6 @@ class Check:
     """Whether the layers of a half that differs are compared."""
     contract: Contract | None = None
     """An app's: a SmolVLM then runs as the app runs it (:mod:`parity.pairs.canvases`)."""
-    notes: Sequence[str] = ()
 
     def depends(self) -> dict[str, Any]:
         """All that the answers follow from."""
@@ -278,30 +278,7 @@ def _measure_floor(opened: Opened) -> NoiseFloor:
             advance(len(chosen) + len(measured), count, "bfloat16")
     del rounded
     gc.collect()
-    return _noise(measured)
-
-
-def _noise(measured: Sequence[Measured]) -> NoiseFloor:
-    def over(name: str, values: Sequence[float | None]) -> Spread:
-        known = [value for value in values if value is not None]
-        if not known:
-            raise UserError(
-                f"the model gives values that are no numbers ({name} of all {len(measured)} pictures, float32 against"
-                " bfloat16): look for inf and nan in its weights"
-            )
-        median, p95, largest = np.quantile(np.asarray(known, np.float64), (0.5, 0.95, 1.0)).tolist()
-        return Spread(median=median, p95=p95, largest=largest)
-
-    return NoiseFloor(
-        samples=len(measured),
-        embeddings_error=over("embeddings", [row.embeddings_error for row in measured]),
-        logits_kl=over("logits", [row.logits_kl for row in measured]),
-        logits_kl_labels=None,
-        logits_max=over("logits", [row.logits_max for row in measured]),
-        answer_kl=over("logits", [row.answer.kl_mean for row in measured if row.answer]),
-        generated_differ=sum(bool(row.answer and row.answer.differ) for row in measured),
-        labels_differ=0,
-    )
+    return noise_floor(measured)
 
 
 def _conform(check: Check, ladder: Ladder) -> str:

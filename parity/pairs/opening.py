@@ -149,7 +149,7 @@ class Opened:
             return
         self._announced = True
         weights = parameters(model_folder(self.pair.model))
-        line = announce(weights, [longest], self.terms.max_new_tokens, len(self.photos), measure_machine())
+        line = announce(weights, longest, self.terms.max_new_tokens, len(self.photos), measure_machine())
         if line:
             self.reporter.say("cost", line)
 

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from parity.compare.ladder import Ladder
 from parity.judge.baseline import BASELINE, read_baseline
 from parity.judge.beside import find_contract, find_ladder
-from parity.judge.bundle import HALVES, halves_in
-from parity.judge.canvases import CanvasOf, Pixels
+from parity.judge.bundle import HALVES, bundle_gate, halves_in
 from parity.judge.causes import CAUSES, read_causes
 from parity.judge.goldens import checks_of
 from parity.judge.judge import as_judged, judge
+from parity.judge.mistakes import CanvasOf, Pixels
 from parity.judge.phone import judge_phone
 from parity.judge.plan import PLAN, read_plan
 from parity.judge.verdict import SCHEMA_VERSION, GateResult, Verdict
@@ -26,7 +26,7 @@ from parity.terms import Terms
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_regular
-from pipeline.core.wording import told
+from pipeline.core.wording import first_fault
 from pipeline.dataset.records import STORED_FORMATS
 
 DEVICE = "device"
@@ -87,16 +87,17 @@ def _judge_again(
     if "plan" in verdict.evidence and isinstance(contract, Contract):
         side = verdict.audit.device_header.side if verdict.audit else DEVICE
         device = read_results(folder / f"{side}.results.jsonl", unfinished=True)
-        checks = _checks(verdict, contract, device.header)
+        checks = _checks(folder, verdict, contract, device.header)
         made = judge_phone(reference, candidate, device, read_plan(folder / PLAN), contract, checks, *rest)
     else:
-        made = judge(reference, candidate, contract, _checks(verdict, contract, candidate.header), *rest)
+        made = judge(reference, candidate, contract, _checks(folder, verdict, contract, candidate.header), *rest)
     return made.model_copy(update={"runs": verdict.runs})
 
 
-def _checks(verdict: Verdict, contract: Terms, judged: Header) -> list[GateResult]:
-    """The gates that were tried apart from the sides; a bundle that was held against is checked by its hashes below."""
-    return checks_of(contract, judged) + [gate for gate in verdict.gates if gate.stage == "bundle"]
+def _checks(folder: Path, verdict: Verdict, contract: Terms, judged: Header) -> list[GateResult]:
+    """The gates that are tried apart from the sides, tried again; a bundle is looked for beside the folder."""
+    held = any(gate.stage == "bundle" for gate in verdict.gates)
+    return checks_of(contract, judged) + ([bundle_gate(judged, folder.parent / "bundle")] if held else [])
 
 
 def _check_stale(folder: Path, verdict: Verdict, made: Verdict) -> None:
@@ -144,9 +145,7 @@ def read_verdict(path: Path) -> Verdict:
     try:
         return Verdict.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        item = error.errors()[0]
-        where = ".".join(str(part) for part in item["loc"])
-        raise UserError(f"{path} is not a verdict: {where}: {told(item)}; judge again") from None
+        raise UserError(f"{path} is not a verdict: {first_fault(error)}; judge again") from None
 
 
 def canvases(image_of: Callable[[str], bytes | None]) -> CanvasOf:

@@ -28,7 +28,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Frozen
-from pipeline.core.wording import told
+from pipeline.core.wording import fault
 
 MAX_LINE = 1 << 24
 """Bytes of the longest line that is read; the header of a prompt of 100,000 tokens has less than 1 MB."""
@@ -264,4 +264,4 @@ def _reason(error: ValidationError) -> str:
         return f"the fields {', '.join(missing[:-1])} and {missing[-1]} are missing"
     if missing:
         return f"the field {missing[0]} is missing"
-    return f"{places[0]}: {told(items[0])}" if places[0] else told(items[0])
+    return fault(items[0])

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import shown
-from pipeline.core.wording import SHOWN_LETTERS, suggestion, told
+from pipeline.core.wording import SHOWN_LETTERS, fault, suggestion
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -27,11 +27,8 @@ class Frozen(BaseModel):
 def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
     parts = []
     for item in error.errors()[:SHOWN]:
-        where = ".".join(str(part) for part in item["loc"])
-        message = told(item)
-        if item["type"] == "extra_forbidden":
-            message += suggestion(model, item["loc"])
-        parts.append(f"{where}: {message}" if where else message)
+        near = suggestion(model, item["loc"]) if item["type"] == "extra_forbidden" else ""
+        parts.append(fault(item) + near)
     more = error.error_count() - SHOWN
     return shown("; ".join([*parts, *([f"and {more} more"] if more > 0 else [])]))
 

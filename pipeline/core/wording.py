@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.core.files import shown
@@ -75,6 +75,17 @@ def told(item: ErrorDetails) -> str:
         return f"must be {wanted}, not {_value(value)}{hint}"
     # What is left is of lengths and of files that are no JSON: 'String should have at most 100 characters'.
     return item["msg"].replace("should", "must").replace("Tuple", "The list").replace("String", "The text")
+
+
+def fault(item: ErrorDetails) -> str:
+    """The same with its key: ``train.epochs: must be a whole number, not 'x'``."""
+    where = ".".join(str(part) for part in item["loc"])
+    return f"{where}: {told(item)}" if where else told(item)
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a record, for the sentence that names its file."""
+    return fault(error.errors()[0])
 
 
 def _value(value: Any) -> str:

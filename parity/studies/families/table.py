@@ -19,7 +19,7 @@ from parity.studies.families.models import FAMILIES
 from pipeline.core.errors import EXIT_FAIL, EXIT_PASS, UserError
 from pipeline.core.files import read_regular, write_json, write_text
 from pipeline.core.settings import Frozen
-from pipeline.core.wording import told
+from pipeline.core.wording import first_fault
 
 Row = TypeVar("Row", bound=BaseModel)
 
@@ -128,9 +128,7 @@ def _read(model: type[Row], path: Path) -> Row:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; `parity families --write` makes it") from None
     except ValidationError as error:
-        item = error.errors()[0]
-        where = ".".join(str(part) for part in item["loc"])
-        raise UserError(f"{path} is no table of families: {where}: {told(item)}; run `parity families` again") from None
+        raise UserError(f"{path} is no table of families: {first_fault(error)}; run `parity families` again") from None
 
 
 def rounded(value: float | None) -> float | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import pytest
 from anypair import EXACT, Tiny, reworded, tiny_pair
 from models import Pair
@@ -90,7 +91,7 @@ def test_llama_cpp_renders_other_families_as_jinja(once: Once, name: str) -> Non
     )
     with Mtmd(pair.text, pair.mmproj, EXACT) as side:
         found = render_llamacpp(side.handle, MARKER + QUESTION)
-        begin = tokenizer.bos_token if side.adds_bos else ""
+        begin = tokenizer.bos_token if llama_cpp.llama_vocab_get_add_bos(side.vocab) else ""
     # Where the vocabulary adds the token itself, llama.cpp takes it off the text.
     assert (begin or "") + found == wanted or found == wanted
 

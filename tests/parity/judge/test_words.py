@@ -17,14 +17,18 @@ from sides import (
     spoil,
     write_results,
 )
+from typer.testing import CliRunner
 
 from parity import judge as judge_files
 from parity import read_results
+from parity.cli import app
 from parity.judge.bundle import bundle_gate
 from parity.judge.goldens import checks_of
-from parity.judge.judge import judge
+from parity.judge.judge import judge, write_verdict
+from parity.judge.verdict import GateResult
 from parity.judge.words import follow
 from parity.report.brief import what_ran
+from parity.report.saved import read_saved
 from parity.report.screen import render_text
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
@@ -120,12 +124,68 @@ def test_a_bundle_is_held_against_by_its_hashes(tmp_path: Path) -> None:
         bundle_gate(theirs.header, tmp_path / "none")
 
 
+def test_each_of_several_runs_is_held_against_the_bundle(tmp_path: Path) -> None:
+    """The worst is judged, and the page is of it; another build that answers better is no way around it."""
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    for name in ("a.gguf", "mmproj-a.gguf"):
+        (bundle / name).write_text(name)
+    ran = {"model": sha256_bytes(b"a.gguf"), "mmproj": sha256_bytes(b"mmproj-a.gguf")}
+    ours, theirs = pair()
+    worse = results(spoil(right(200), 30), "llamacpp")
+    sides = {
+        "hf": ours,
+        "other": theirs,
+        "own": change_header(theirs, model=ran),
+        "worse": change_header(worse, model=ran),
+    }
+    paths = {name: tmp_path / f"{name}.jsonl" for name in sides}
+    for name, side in sides.items():
+        write_results(side, paths[name])
+
+    def judged(*names: str) -> int:
+        words = ["judge", *(str(paths[name]) for name in ("hf", *names)), "--bundle", str(bundle)]
+        done = CliRunner().invoke(app, [*words, "--report", str(tmp_path / "page.html")])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return done.exit_code
+
+    assert judged("own", "own") == 0
+    assert judged("other", "own") == 4
+    assert judged("own", "other") == 4
+    assert judged("worse", "own") == 1
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "accuracy 100.0 to 85.0 %" in page
+    assert '<h2 id="h-flips">Flips <span class="muted">30</span></h2>' in page
+
+
+def test_a_bundle_that_was_held_against_is_held_against_again(tmp_path: Path) -> None:
+    """A green check that somebody wrote into the verdict is not believed."""
+    folder, bundle = tmp_path / "run" / "parity", tmp_path / "run" / "bundle"
+    folder.mkdir(parents=True)
+    bundle.mkdir()
+    for name in ("a.gguf", "mmproj-a.gguf"):
+        (bundle / name).write_text(name)
+    sides = pair()
+    for side in sides:
+        write_results(side, folder / f"{side.header.side}.results.jsonl")
+    ours, theirs = (read_results(folder / f"{name}.results.jsonl") for name in ("hf", "llamacpp"))
+    tried = [*checks_of(FIVE, theirs.header), bundle_gate(theirs.header, bundle)]
+    refused = judge(ours, theirs, FIVE, tried)
+    assert refused.status == "REFUSED"
+    write_verdict(refused, folder / "verdict.json")
+    assert read_saved(folder).verdict.status == "REFUSED"
+    forged = GateResult(stage="bundle", status="green", detail="llama.cpp ran a.gguf and mmproj-a.gguf")
+    write_verdict(judge(ours, theirs, FIVE, [*tried[:-1], forged]), folder / "verdict.json")
+    with pytest.raises(UserError, match="is stale: it says PASS, and the files beside it give REFUSED"):
+        read_saved(folder)
+
+
 def test_a_phones_letterbox_is_not_tried_here() -> None:
     _, theirs = pair()
     (here,) = checks_of(FIVE, theirs.header)
     (phone,) = checks_of(FIVE, change_header(theirs, side="device").header)
     assert here.status == "green"
-    assert (phone.status, phone.detail) == ("not measured", f"on device; here {here.detail}")
+    assert (phone.status, phone.detail) == ("not measured", f"on device; on this machine {here.detail}")
 
 
 def test_the_package_is_a_function(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_two_tensors_in_each_others_place(once: Once, clean: Ran, tmp_path: Path
     assert done.exit_code == EXIT_FAIL
     verdict = verdict_in(tmp_path / "out")
     assert verdict.first_bad_stage == "logits"
-    assert verdict.headline.startswith("Do not ship: llama.cpp's language half computes something else (")
+    assert verdict.headline.startswith("Do not ship: llama.cpp's language half computes different logits (")
     assert "the language half" in verdict.cause
     assert verdict.causes
     (cause,) = verdict.causes.found

@@ -117,7 +117,7 @@ def _tried(
                         f" {'rgb' if swapped else 'bgr'}"
                     )
                 tried = f"{len(chosen)} of {len(stated)} canvases" + ("" if len(chosen) == len(stated) else " tried")
-                return f"{name} received {said}: {tried} are equal to yours, changed in that way", fix
+                return f"{name} received {said}: {tried} match yours after that change", fix
     return None
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 from sides import FIVE, change_rows, gate, results, right
 
-from parity.judge.canvases import prove_pixels
 from parity.judge.judge import judge
+from parity.judge.mistakes import prove_pixels
 from parity.results import Results
 from pipeline.contract import Contract
 from pipeline.core.files import sha256_bytes
@@ -91,7 +91,7 @@ def test_what_was_done_to_the_canvas(canvases: list[Pixels], said: str) -> None:
     found = proved(canvases, [ON_CANVAS[said](canvas) for canvas in canvases])
     assert found is not None
     assert found.startswith(said)
-    assert "equal to yours, changed in that way" in found
+    assert "match yours after that change" in found
 
 
 def pillow(photo: Image.Image, resample: Image.Resampling) -> Pixels:
