@@ -47,7 +47,7 @@ FedOrder = Annotated[
     typer.Option(
         "--feed",
         help="Feed llama.cpp rgb or bgr, whatever the contract says. bgr imitates an app whose bridge swaps red and"
-        " blue.",
+        " blue; the results go to parity-bgr, beside those of the real run.",
     ),
 ]
 
@@ -98,7 +98,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     from parity.judge.baseline import read_baseline
-    from parity.run import Division
+    from parity.run import Division, results_folder
     from parity.run import run as run_job
 
     if shard is not None and (shards is None or ray is not None):
@@ -111,17 +111,17 @@ def run(
     verdict = run_job(build, _order(feed), ladder, read_baseline(baseline) if baseline else None, division)
     if verdict is None:
         return
-    _end(build, verdict, verbose, str(recipe))
+    _end(build, verdict, results_folder(build, _order(feed)), verbose, str(recipe))
 
 
-def _end(build: "Build", verdict: "Verdict", verbose: bool = False, recipe: str = "") -> NoReturn:
-    """Show a run's verdict and end with its exit code."""
+def _end(build: "Build", verdict: "Verdict", folder: Path, verbose: bool = False, recipe: str = "") -> NoReturn:
+    """Show the verdict that a run wrote into ``folder``, and end with its exit code."""
     from rich.console import Console
 
     from parity.report.brief import next_steps
     from parity.report.screen import print_verdict
 
-    then = [] if build.reporter.quiet else next_steps(verdict, build.root / "parity" / "report.html", verbose, recipe)
+    then = [] if build.reporter.quiet else next_steps(verdict, folder / "report.html", verbose, recipe)
     print_verdict(verdict, Console(soft_wrap=False), verbose, then)
     tell_github(verdict)
     sys.exit(verdict.exit_code)
@@ -420,6 +420,7 @@ def ship(
     quiet: Quiet = False,
     pair: Annotated[str | None, typer.Option(help="Ship this pair of types, such as Q4_0+Q8_0, instead.")] = None,
 ) -> None:
+    from parity.run import results_folder
     from parity.run import run as run_job
     from parity.studies.ship import parse_pair, swept_pair, variant_name
 
@@ -432,7 +433,7 @@ def ship(
     verdict = run_job(variant)
     assert verdict is not None
     variant.reporter.say("ship", f"{variant.bundle_folder}")
-    _end(variant, verdict)
+    _end(variant, verdict, results_folder(variant))
 
 
 _command("check", RUN, "Judge any two GGUFs against their Hugging Face model, on any pictures. Needs no recipe.")(

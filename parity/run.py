@@ -2,6 +2,7 @@
 
 runs/<recipe>/parity/  hf.results.jsonl  llamacpp.results.jsonl  ladder.jsonl  noise.json  worst/
                        verdict.json  verdict.txt  report.html  junit.xml  summary.md  model.cdx.json
+runs/<recipe>/parity-bgr/  the same of an app that was imitated, so that the real run's results stay
 runs/<recipe>/evaluation/  the reference side's scores
 """
 
@@ -48,6 +49,12 @@ FOLDER = "parity"
 FILES: dict[SideName, str] = {"hf": REFERENCE, "llamacpp": CANDIDATE}
 
 
+def results_folder(build: Build, fed_order: ChannelOrder | None = None) -> Path:
+    """Where a run keeps its answers, ladder and verdict: ``parity``, or another folder for an app that is imitated."""
+    order = build.recipe.contract.image.channel_order
+    return build.root / (FOLDER if fed_order in (None, order) else f"{FOLDER}-{fed_order}")
+
+
 @dataclass(frozen=True)
 class Run:
     """One recipe's parity run; made by :func:`open_run`."""
@@ -64,7 +71,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where the answers, the ladder and the verdict are kept."""
-        return self.build.root / FOLDER
+        return results_folder(self.build, self.sides.fed_order)
 
     def _depends(self, side: SideName) -> dict[str, Any]:
         build, sides = self.build, self.sides
@@ -77,7 +84,9 @@ class Run:
         } | ({} if side == "hf" else {"fed": sides.fed_order or self.contract.image.channel_order})
 
     def _stage(self, name: str, depends: dict[str, Any], work: Callable[[], str], outputs: Sequence[str]) -> None:
-        stage = Stage(name, depends, work, tuple(f"{FOLDER}/{output}" for output in outputs))
+        folder = self.folder.name
+        made = tuple(f"{folder}/{output}" for output in outputs)
+        stage = Stage(name, depends, work, made, record=name + folder.removeprefix(FOLDER))
         stage.run(self.build.root, self.build.reporter.say)
 
     def answer(self, side: SideName) -> Path:
@@ -95,7 +104,7 @@ class Run:
 
     def ensure_floor(self) -> NoiseFloor:
         """What bfloat16 alone changes, measured once a model."""
-        path, sides = self.folder / "noise.json", self.sides
+        path, sides = self.build.root / FOLDER / "noise.json", self.sides
         work = partial(
             _floor, sides.reference, sides.merged, self.contract, sides.dataset_sha256, self.samples, path,
             self.build.reporter,

@@ -31,6 +31,7 @@ from parity.judge.verdict import Verdict
 from parity.results import Header, read_results
 from pipeline.contract import Contract, ImageContract
 from pipeline.core.progress import Reporter
+from pipeline.core.provenance import folder_hashes
 from pipeline.export.verify import verify_bundle
 from pipeline.letterbox import letterbox
 from pipeline.models.smolvlm.embedded import build_tokenizer
@@ -403,10 +404,12 @@ def test_the_sound_pair_passes(
     assert verdict_of(*pair, encoder, samples).status == "PASS"
 
 
-def test_swapped_channels_are_caught_at_the_pixels(place: Path, copied: Path) -> None:
+def test_swapped_channels_are_caught_at_the_pixels_and_the_good_run_stays(place: Path, copied: Path) -> None:
+    real = folder_hashes(copied / "parity")
     result = command("parity", "run", "small.yaml", "--feed", "bgr", cwd=place)
     assert result.returncode == 1
-    verdict = json.loads((copied / "parity" / "verdict.json").read_text())
+    assert folder_hashes(copied / "parity") == real
+    verdict = json.loads((copied / "parity-bgr" / "verdict.json").read_text())
     assert verdict["first_bad_stage"] == "pixels"
     assert "received B,G,R where the contract says R,G,B" in verdict["cause"]
     assert "FAIL" in result.stdout

@@ -42,6 +42,8 @@ class Stage:
     outputs: tuple[str, ...]
     clean: Callable[[], None] = lambda: None
     """Removes what is of no use once the record stands; called whenever the stage is done, as a kill may cut it off."""
+    record: str = ""
+    """The record's name where it is not the stage's."""
 
     def _made(self, root: Path) -> dict[str, str]:
         made: dict[str, str] = {}
@@ -83,7 +85,7 @@ class Stage:
         return digest(made)
 
     def _record(self, root: Path) -> Path:
-        return root / "stages" / f"{self.name}.json"
+        return root / "stages" / f"{self.record or self.name}.json"
 
     def _known(self, root: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
         """The record in a run's folder if it is one, and of ``wanted``; its files may be others by now."""

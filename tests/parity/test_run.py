@@ -105,6 +105,7 @@ def test_the_folder_is_locked_until_the_verdict_is_written(
 def test_shards_of_another_bundle_or_feed_give_no_verdict(build: Build, bundle: Path) -> None:
     for shard in (1, 2):
         run(opened(build.recipe, build.root), division=Division(shards=2, shard=shard))
+    shutil.copytree(build.root / "parity", build.root / "parity-bgr")
     with pytest.raises(UserError, match=r"runtime\.fed is 'rgb' there and 'bgr' here; delete the folder"):
         run(opened(build.recipe, build.root), fed_order="bgr", division=Division(shards=2))
     (build.root / "bundle").unlink()

@@ -61,7 +61,7 @@ WORKS = {
     "dataset again": _work("pipeline dataset --set seed=1", "parity"),
     "train again": _work("pipeline train --set train.learning_rate=1.0e-3", "parity"),
     "export again": _work("pipeline export --set export.text_type=F16", "parity"),
-    "parity again": _work("parity run --feed bgr", "parity", code=1),
+    "parity again": _work("parity run --set export.text_type=F16", "export again", code=INCONCLUSIVE),
     # What another run has made is taken from there.
     "taken": _work("pipeline merge --set name=other", "parity", run="other"),
 }

@@ -76,11 +76,11 @@ CASES: dict[str, tuple[tuple[str, ...], str, int]] = {
     "the bundle cannot be read": (RUN, "runs/small/bundle", 0o000),
     "the manifest cannot be read": (RUN, "runs/small/bundle/manifest.json", 0o000),
     "results cannot be read": (RUN, BOTH[0], 0o000),
-    "results cannot be written": ((*RUN, "--feed", "bgr"), "runs/small/parity", 0o555),
+    "results cannot be written": (RUN, "runs/small/parity", 0o555),
     "the ladder cannot be read": (RUN, "runs/small/parity/ladder.jsonl", 0o000),
     "a stage's record cannot be read": (RUN, "runs/small/stages/export.json", 0o000),
     "the records of stages cannot be read": (RUN, "runs/small/stages", 0o000),
-    "worst cannot be written": ((*RUN, "--feed", "bgr"), "runs/small/parity/worst", 0o000),
+    "worst cannot be written": ((*RUN, "--feed", "bgr"), "runs/small/parity-bgr/worst", 0o000),
     "judge: results cannot be read": (("parity", "judge", *BOTH), BOTH[1], 0o000),
     "judge: the folder cannot be read": (("parity", "judge", *BOTH), "runs/small/parity", 0o000),
     "judge: the contract cannot be read": (("parity", "judge", *BOTH), "runs/small/bundle/contract.json", 0o000),
@@ -117,6 +117,9 @@ def test_no_permission_is_a_sentence(forks: Forks, states: States, place: Path, 
         words = (*words, "--set", "contract.labels=[a, b, c, d, e]")
     if case != "a run that root made":
         give(place)
+        if not (place / locked).exists():
+            (place / locked).mkdir(parents=True)
+            os.chown((place / locked).parent, NOBODY, NOBODY)
         os.chown(place / locked, 0, 0)
         (place / locked).chmod(mode)
     kept = state(place)
@@ -124,13 +127,19 @@ def test_no_permission_is_a_sentence(forks: Forks, states: States, place: Path, 
     left = state(place)
     said = [line for line in ended.err.splitlines() if line.lower().startswith(("error:", "failed:"))]
     made_again = words == RUN and ended.code == INCONCLUSIVE  # what a stage has made may be made again
+    # A folder that was put aside with files in it that nobody may not even list, and so not remove.
+    unremovable = "left over: .dataset." if locked == "runs/small/dataset/images" else "never"
     found = {
         "hangs": ended.hung,
         "tracebacks": ended.traceback,
         "wrong_codes": not ended.traceback and not made_again and (ended.code != USAGE or len(said) != 1),
-        "lost": bool(differences(account(place / "runs" / "small"), states.wanted("parity")))
+        "lost": [
+            line
+            for line in differences(account(place / "runs" / "small"), states.wanted("parity"))
+            if not line.startswith(unremovable)
+        ]
         if made_again
-        else any(left.get(path) != digest for path, digest in kept.items()),
+        else [path for path, digest in kept.items() if left.get(path) != digest],
     }
     tally("no permission", tried=1, **{count: 1 for count, is_so in found.items() if is_so})
     assert not any(found.values()), (found, ended.brief)
