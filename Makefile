@@ -186,7 +186,7 @@ lock: environment ## write locks/ again from pyproject.toml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" UPGRADE="$(UPGRADE)" $(BIN)/python locks/update.py
 
 .PHONY: nightly
-nightly: test-slow families parity-swap parity-sweep bench docker-repro attack ## run all that takes too long for every change (hours)
+nightly: tools test-slow families parity-swap parity-sweep bench docker-repro attack ## run all that takes too long for every change (hours)
 #: make -k nightly goes on after a failure
 
 .PHONY: clean

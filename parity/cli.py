@@ -186,12 +186,11 @@ def judge(
     from parity.judge.phone import judge_phone
     from parity.judge.plan import read_plan_for
     from parity.report.brief import next_steps
-    from parity.report.page import render_page
+    from parity.report.files import write_page
     from parity.report.saved import canvases, dataset_images
     from parity.report.screen import print_verdict
     from parity.results import read_results
     from pipeline.contract import Contract, Gate
-    from pipeline.core.files import write_text
     from pipeline.core.settings import validate
 
     planned = read_plan_for(plan, len(candidates), margin) if plan else None
@@ -224,7 +223,8 @@ def judge(
         # Of several runs the one that the verdict is of.
         told = next(results for _, results in theirs if results.sha256 == verdict.evidence["candidate"])
         own = walked if walked and belongs(walked, ours, told) else None
-        write_text(report, render_page(verdict, *as_judged(ours, told, meant), own, image_of))
+        shown = as_judged(ours, told, meant)
+        write_page(report, verdict, *shown, own, image_of, reference.parent, meant)
     print_verdict(verdict, Console(), verbose, next_steps(verdict, report, verbose))
     tell_github(verdict)
     sys.exit(verdict.exit_code)
@@ -321,18 +321,15 @@ def report(
 
 
 def _report(folder: Path, out: Path | None) -> None:
-    from parity.report.files import write_reports, written_at
-    from parity.report.page import render_page
+    from parity.report.files import write_page, write_reports
     from parity.report.saved import read_saved
-    from pipeline.core.files import write_text
 
     saved = read_saved(folder)
     parts = (saved.verdict, saved.reference, saved.candidate, saved.ladder, saved.image_of)
     if out:
-        written = written_at(saved.folder / f"{saved.candidate.header.side}.results.jsonl")
-        write_text(out, render_page(*parts, written=written))
+        write_page(out, *parts, saved.folder, saved.contract)
     else:
-        write_reports(*parts, saved.folder)
+        write_reports(*parts, saved.folder, saved.contract)
     typer.echo(f"{out or saved.folder / 'report.html'}: {saved.verdict.status}, {saved.verdict.n} images")
     tell_github(saved.verdict)
 

@@ -1,7 +1,7 @@
 """The main job: build the bundle, run both sides over the test images, judge, report.
 
 runs/<recipe>/parity/  hf.results.jsonl  llamacpp.results.jsonl  ladder.jsonl  noise.json  worst/
-                       verdict.json  verdict.txt  report.html  junit.xml  summary.md  model.cdx.json
+                       verdict.json  verdict.txt  report.html  junit.xml  summary.md  ggufs.json  model.cdx.json
 runs/<recipe>/parity-bgr/  the same of an app that was imitated, so that the real run's results stay
 runs/<recipe>/evaluation/  the reference side's scores
 """
@@ -211,6 +211,7 @@ class Run:
 
     def judge(self, baseline: Baseline | None = None, with_ladder: bool = True) -> Verdict:
         """Judge what is there, and write the verdict, the reports and the bill of materials."""
+        from parity.report.attached import write_ggufs
         from parity.report.files import write_reports
 
         reporter = self.build.reporter
@@ -227,7 +228,9 @@ class Run:
             done(f"{verdict.status}, {verdict.n} images")
         with reporter.working("report", "writing the reports") as done:
             paths = {sample.key: sample.path for sample in self.samples}
-            write_reports(verdict, reference, candidate, ladder, lambda key: paths[key].read_bytes(), self.folder)
+            write_ggufs((self.sides.model, self.sides.mmproj), self.folder)
+            parts = (verdict, reference, candidate, ladder, lambda key: paths[key].read_bytes())
+            write_reports(*parts, self.folder, self.contract)
             write_json(self.folder / "model.cdx.json", _bill_of_materials(self.build, verdict))
             done("written")
         return verdict

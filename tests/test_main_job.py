@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,11 +29,16 @@ from parity.engines.llamacpp import LlamaCppPredictor
 from parity.judge.goldens import letterbox_gate
 from parity.judge.judge import judge
 from parity.judge.verdict import Verdict
+from parity.report.attached import Attached
+from parity.report.reproduction import reproduction
+from parity.report.rows import pair_up
 from parity.results import Header, read_results
 from pipeline.contract import Contract, ImageContract
+from pipeline.core.errors import UserError
+from pipeline.core.pinned import llama_tool
 from pipeline.core.progress import Reporter
 from pipeline.core.provenance import folder_hashes
-from pipeline.export.verify import verify_bundle
+from pipeline.export.verify import read_gguf, verify_bundle
 from pipeline.letterbox import letterbox
 from pipeline.models.smolvlm.embedded import build_tokenizer
 from pipeline.models.smolvlm.encoding import Encoder, make_encoder
@@ -129,6 +135,7 @@ def test_everything_that_was_promised_is_there(run: Path) -> None:
                 "report.html",
                 "junit.xml",
                 "summary.md",
+                "ggufs.json",
                 "model.cdx.json",
             )
         ),
@@ -442,6 +449,47 @@ def test_a_broken_letterbox_is_caught_by_androids_own_pictures(
     )
     verdict = judge(*sides, contract, [letterbox_gate()])
     assert (verdict.status, verdict.first_bad_stage) == ("FAIL", "letterbox")
+
+
+@pytest.mark.slow
+def test_llama_cpps_own_program_prints_what_the_report_says(
+    run: Path, verdict_of: Answer, pair: tuple[Path, Path], encoder: Encoder, samples: list[Sample],
+    contract: Contract, tmp_path: Path,
+) -> None:  # fmt: skip
+    try:
+        program = llama_tool(ROOT, "llama-mtmd-cli")
+    except UserError:
+        pytest.skip("llama-mtmd-cli is not built; `make tools` builds it")
+    model, mmproj = (Path(shutil.copy(half, tmp_path)) for half in pair)
+    held = read_gguf(model)
+    name = "blk.0.ffn_down.weight"
+    with open(model, "r+b") as file:
+        # Blocks of Q8_0: a float16 scale, then 32 bytes.
+        size = int(np.prod(held.tensors[name][1])) // 32 * 34
+        file.seek(held.offsets[name])
+        blocks = np.frombuffer(file.read(size), np.uint8).reshape(-1, 34).copy()
+        blocks[:, :2] = (blocks[:, :2].copy().view(np.float16) * np.float16(-1.6)).view(np.uint8)
+        file.seek(held.offsets[name])
+        file.write(blocks.tobytes())
+    verdict = verdict_of(model, mmproj, encoder, samples)
+    reference, candidate = (
+        read_results(folder / f"{side}.results.jsonl")
+        for folder, side in ((run / "parity", "hf"), (tmp_path, "llamacpp"))
+    )
+    found = reproduction(verdict, pair_up(verdict, reference, candidate, None), Attached(contract))
+    assert found
+    assert found.expected != found.seen
+    sample = next(sample for sample in samples if sample.key == found.key)
+    shutil.copy(sample.path, tmp_path / found.file)
+
+    def printed() -> str:
+        words = shlex.split(found.command)
+        assert words[0] == program.name
+        return subprocess.run([program, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert printed().strip("\n") == found.seen.strip("\n")
+    shutil.copy(pair[0], tmp_path)
+    assert printed().strip("\n") == found.expected.strip("\n")
 
 
 def test_a_changed_canvas_stops_the_run(run: Path, tmp_path: Path) -> None:

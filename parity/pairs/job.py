@@ -119,6 +119,7 @@ class Check:
 
     def _judged(self, baseline: Baseline | None) -> Verdict:
         """Find the causes, judge what is there, and write the verdict and the reports."""
+        from parity.report.attached import write_ggufs
         from parity.report.files import write_reports
 
         terms, folder = self.opened.terms, self.folder
@@ -140,7 +141,9 @@ class Check:
         with reporter.working("report", "writing the reports"):
             reference, candidate = as_judged(reference, candidate, terms)
             paths = {photo.key: photo.path for photo in self.opened.photos}
-            write_reports(verdict, reference, candidate, ladder, lambda key: paths[key].read_bytes(), folder)
+            write_ggufs((self.opened.pair.text, self.opened.pair.mmproj), folder)
+            parts = (verdict, reference, candidate, ladder, lambda key: paths[key].read_bytes())
+            write_reports(*parts, folder, terms)
         return verdict
 
 

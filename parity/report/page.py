@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 
 from parity.compare.ladder import RUNGS, Ladder
 from parity.judge.verdict import Audit, Verdict
+from parity.report.attached import NOTHING, Attached, Tensors
 from parity.report.brief import cause_name, photos_needed, proven, shown_gates, what_ran
 from parity.report.drawing import axis, scatter, steps
 from parity.report.explained import why
@@ -52,9 +53,10 @@ def render_page(
     image_of: ImageOf,
     budget: Budget | None = None,
     written: datetime | None = None,
+    attached: Attached = NOTHING,
 ) -> str:
     """The whole page. ``image_of``: see :data:`parity.report.pictures.ImageOf`. ``written``: when the candidate's
-    results were."""
+    results were. ``attached``: what lies beside them."""
     pairs = pair_up(verdict, reference, candidate, ladder)
     flips = sorted((pair for pair in pairs if pair.kind != "same"), key=lambda pair: _ORDER.index(pair.kind))
     worst = [worst.key for gate in verdict.gates for worst in gate.worst]
@@ -62,9 +64,11 @@ def render_page(
         drifted = verdict.label_logprobs.image_id
         worst += [pair.key for pair in pairs if pair.reference.image_id == drifted]
     layers = verdict.causes.layers if verdict.causes else ()
+    shown_again = reproduction(verdict, pairs, attached)
     headers = (reference.header, candidate.header)
     budget = budget or Budget()
-    whole = [*(pair.key for pair in flips[:SHOWN_CARDS]), *worst, *(pair.key for pair in flips)]
+    first = [shown_again.key] if shown_again else []
+    whole = [*first, *(pair.key for pair in flips[:SHOWN_CARDS]), *worst, *(pair.key for pair in flips)]
     pictures = collect(pairs, whole, headers, image_of, budget)
     style, script = _text("page.css"), _text("page.js")
     return _environment().get_template("page.html.j2").render(
@@ -95,7 +99,10 @@ def render_page(
             zip(verdict.reference.per_class, verdict.candidate.per_class, strict=True),
             key=lambda both: (not both[0].support, both[1].recall - both[0].recall),
         ),
-        reproduction=reproduction(verdict, pairs),
+        reproduction=shown_again,
+        picture=pictures.full.get(shown_again.key) if shown_again else None,
+        attached=attached,
+        tensors=_named(attached, pairs),
         flips=[_card(pair, verdict) for pair in flips[:FLIP_CARDS]],
         flip_count=len(flips),
         kinds=KINDS,
@@ -128,6 +135,12 @@ def _phone(audit: Audit | None) -> dict[str, Any]:
         "bet": bet_words(audit),
         "classes": class_words(audit.class_checks) if audit.class_checks else "",
     }
+
+
+def _named(attached: Attached, pairs: Sequence[Pair]) -> list[tuple[str, Tensors]]:
+    """(image id, its tensors), of the images of this page."""
+    return [(pair.reference.image_id, one) for one in attached.tensors for pair in pairs
+            if pair.key.startswith(one.key)]  # fmt: skip
 
 
 def _text(name: str) -> str:

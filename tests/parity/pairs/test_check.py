@@ -37,7 +37,7 @@ CLEAN = [(112, 84), (84, 84), (140, 112), (112, 140)]
 FLAGS = ["--cache-type-k", "f32", "--cache-type-v", "f32", "-fa", "off", "-t", "1", "-n", "4"]
 FILES = {
     "terms.json", "noise.json", "hf.results.jsonl", "llamacpp.results.jsonl", "ladder.jsonl", "causes.json",
-    "verdict.json", "verdict.txt", "report.html", "junit.xml", "summary.md",
+    "verdict.json", "verdict.txt", "report.html", "junit.xml", "summary.md", "ggufs.json",
 }  # fmt: skip
 
 

@@ -195,7 +195,7 @@ def test_saved_files_give_the_same_report_again(run: Path, tmp_path: Path) -> No
     assert audit_of(saved.verdict).stop == "PASS"
     (tmp_path / "made").mkdir()
     shutil.copy2(run / "parity" / "llamacpp.results.jsonl", tmp_path / "made")  # its day is told
-    write_reports(saved.verdict, saved.reference, saved.candidate, None, saved.image_of, tmp_path / "made")
+    write_reports(saved.verdict, saved.reference, saved.candidate, None, saved.image_of, tmp_path / "made", FIVE)
     for name in ("report.html", "junit.xml", "summary.md", "verdict.txt"):
         assert (run / "parity" / name).read_bytes() == (tmp_path / "made" / name).read_bytes()
 

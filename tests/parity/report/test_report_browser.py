@@ -14,12 +14,13 @@ import pytest
 from phones import both, judged, phone, plan_of, right_places
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
-from reported import COLOURS, HOSTILE_ID, HOSTILE_LABEL, HOSTILE_TEXT, Reported, failing, many, passing
+from reported import COLOURS, HOSTILE, HOSTILE_ID, HOSTILE_LABEL, HOSTILE_TEXT, Reported, failing, many, passing
 from sides import FIVE, FORTY, change_header, change_rows, noisy, pair, results, right, spoil
 
 from parity.compare.ladder import RUNGS
 from parity.judge.judge import judge, judge_runs
 from parity.judge.verdict import Verdict
+from parity.report.attached import Attached, GgufFacts
 from parity.report.page import render_page
 from parity.results import Results, Row
 
@@ -53,7 +54,8 @@ def pages(fail: Reported, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     clean = passing()
     for name, made in (("fail", fail), ("pass", clean)):
         parts = (made.verdict, made.reference, made.candidate, made.ladder, made.image_of)
-        (folder / f"{name}.html").write_text(render_page(*parts), encoding="utf-8")
+        attached = Attached(HOSTILE, (GgufFacts(file="x.gguf", tensors="1 F32", keys={HOSTILE_TEXT: HOSTILE_TEXT}),))
+        (folder / f"{name}.html").write_text(render_page(*parts, attached=attached), encoding="utf-8")
     return {name: folder / f"{name}.html" for name in ("fail", "pass")}
 
 
@@ -170,7 +172,8 @@ def test_verdict_comes_first_and_says_what_to_do(opened: Open, fail: Reported) -
     assert page.locator("h1").inner_text().casefold() == fail.verdict.headline.casefold()
     order = page.locator("main > section").evaluate_all("all => all.map((section) => section.id)")
     assert order == [
-        "verdict", "ladder", "flips", "accuracy", "classes", "margins", "timings", "images", "provenance"
+        "verdict", "ladder", "flips", "accuracy", "classes", "margins", "timings", "images", "attached",
+        "provenance",
     ]  # fmt: skip
 
 

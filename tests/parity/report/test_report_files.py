@@ -221,7 +221,7 @@ def test_report_command_makes_all_reports_again(fail: Reported, tmp_path: Path) 
     made = tmp_path / "made"
     made.mkdir()
     shutil.copy2(run / "parity" / "llamacpp.results.jsonl", made)  # its day is told
-    write_reports(fail.verdict, fail.reference, fail.candidate, fail.ladder, fail.image_of, made)
+    write_reports(fail.verdict, fail.reference, fail.candidate, fail.ladder, fail.image_of, made, HOSTILE)
     for name in ("report.html", "junit.xml", "summary.md", "verdict.txt"):
         assert (run / "parity" / name).read_bytes() == (made / name).read_bytes(), name
     (run / "parity" / "report.html").unlink()
