@@ -6,10 +6,14 @@ from pathlib import Path
 
 from parity.judge.verdict import GateResult, Verdict
 from parity.judge.words import FOLLOWS
+from pipeline.contract import Contract
 from pipeline.core.pinned import LLAMA_CPP_COMMIT, PYTHON_PACKAGE
 
 _IN_FULL = ("accuracy", "classes", "agreement", "score", "baseline", "audit")
 """Checks whose finding is no share of anything."""
+
+_NAMED = 3
+"""Labels that name a contract without a name of its own."""
 
 _NUMERIC = ("embeddings", "logits", "generation", "accuracy", "classes", "baseline")
 """Checks that a swap of parts explains."""
@@ -72,7 +76,14 @@ def flips_line(verdict: Verdict) -> str:
 
 def what_ran(verdict: Verdict, written: datetime | None = None) -> tuple[str, ...]:
     """Contract, files and their types, llama.cpp's version and backend, the machine, the day; what is not known is left
-    out. ``written``: when the candidate's results were."""
+    out. ``written``: when the candidate's results were.
+
+    A contract with labels of its own and the phone's name is called by its labels.
+    """
+    name, usual = verdict.name, Contract()
+    if name == usual.name and verdict.labels and verdict.labels != usual.labels:
+        more = len(verdict.labels) - _NAMED
+        name = ", ".join(verdict.labels[:_NAMED]) + (f" and {more} more" if more > 0 else "")
     header = verdict.candidate_header
     runtime = header.runtime
     types = [str(runtime[key]) for key in ("text_types", "text_matrices") if key in runtime]
@@ -88,7 +99,7 @@ def what_ran(verdict: Verdict, written: datetime | None = None) -> tuple[str, ..
     engine = f"llama.cpp {version} on {backend}" if version else header.engine
     machine = header.device.get("model") or header.device.get("cpu", "")
     day = f"{written:%Y-%m-%d}" if written else ""
-    return tuple(part for part in (verdict.name, files, engine, machine, day) if part)
+    return tuple(part for part in (name, files, engine, machine, day) if part)
 
 
 def further_causes(verdict: Verdict) -> Sequence[str]:

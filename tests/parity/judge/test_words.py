@@ -104,6 +104,14 @@ def test_what_ran_is_named() -> None:
     assert what_ran(judge(ours, theirs, FIVE)) == (
         "elements", "a.gguf + mmproj-a.gguf (Q8_0, vision F16)", "llama.cpp 0c1e570 on CPU", "some",
     )  # fmt: skip
+    for labels, name, called in (
+        (("cat", "dog"), "elements", "cat, dog"),
+        (("cat", "dog", "emu", "fox"), "elements", "cat, dog, emu and 1 more"),
+        (("cat", "dog"), "animals", "animals"),
+    ):
+        own = Contract(name=name, labels=labels)
+        ours, theirs = (results(right(50, own), side, own) for side in ("hf", "llamacpp"))
+        assert what_ran(judge(ours, theirs, own))[0] == called
 
 
 def test_a_bundle_is_held_against_by_its_hashes(tmp_path: Path) -> None:
