@@ -31,7 +31,7 @@ def _log_of_probability(value: float | None) -> float | None:
 LogProb = Annotated[Number, AfterValidator(_log_of_probability)]
 
 
-_NAMES = {"hf": "Hugging Face", "llamacpp": "llama.cpp"}
+_NAMES = {"hf": "Hugging Face", "llamacpp": "llama.cpp", "device": "the device"}
 
 
 def display_name(side: str) -> str:

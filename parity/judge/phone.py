@@ -18,6 +18,7 @@ from parity.judge.gates.device import (
 from parity.judge.judge import EXIT_CODES, check_labels, conclude, judge
 from parity.judge.plan import Plan, Wishes, find_plan, make_plan, plan_digest
 from parity.judge.verdict import GateResult, Status, Verdict
+from parity.judge.words import what_is_wrong
 from parity.results import Results
 from pipeline.contract import Contract, Gate
 from pipeline.core.errors import UserError
@@ -132,7 +133,8 @@ def _headline(verdict: Verdict, status: Status, bad: GateResult | None, device: 
         return f"Nothing was judged of {name}: {bad.detail}{others}"
     if status == "INCONCLUSIVE":
         return f"Undecided: {bad.cause}{others}"
-    return f"Do not ship: {name} differs from the host at {bad.stage.removeprefix('device ')}{others}"
+    wrong = what_is_wrong(bad.stage.removeprefix("device "), name, verdict.difference.margin_points)
+    return f"Do not ship: {wrong}{others}"
 
 
 def _notes(device: Results, plan: Plan, uncounted: int) -> list[str]:

@@ -22,6 +22,7 @@ _DIFFERENT = {
     "agreement": "{b}'s answers diverge",
     "score": "{b}'s score differs by more than {margin:g} points",
     "baseline": "{b} is worse than its baseline",
+    "audit": "{b} loses too many of the pictures that the host gets right",
 }
 """Gate -> what it means for whoever ships when it is red."""
 
@@ -34,6 +35,11 @@ _LADDER = (
 """The gates that work on what the ones before them let through."""
 _INPUTS = ("decoded", "pixels", "tiles", "tokens")
 """What is the same whatever an engine computes."""
+
+
+def what_is_wrong(stage: str, name: str, margin_points: float) -> str:
+    """What a red gate means, in a few words; ``name``: of the side that was judged."""
+    return _DIFFERENT.get(stage, "{b} differs at " + stage).format(b=name, margin=margin_points)
 
 
 def headline(
@@ -54,10 +60,10 @@ def headline(
     if status == "INCONCLUSIVE":
         return f"Undecided: {bad.cause if bad else ''}"
     if bad is not None:
-        moved = f"accuracy {100 * ours.accuracy:.1f} to {100 * theirs.accuracy:.1f} %"
+        before, after = (f"{100 * side.accuracy:.1f}" for side in (ours, theirs))
+        moved = f"accuracy {before} to {after} %" if before != after else f"accuracy unchanged, {before} %"
         found = moved if labelled else f"{equal} of {images} answered alike"
-        what = _DIFFERENT.get(bad.stage, "{b} differs at " + bad.stage).format(b=name, margin=difference.margin_points)
-        return f"Do not ship: {what} ({found})"
+        return f"Do not ship: {what_is_wrong(bad.stage, name, difference.margin_points)} ({found})"
     if labelled:
         # Rounded up: it is a bound.
         worst, allowed = math.ceil(round(max(-difference.low, 0.0) * 10, 6)) / 10, difference.margin_points

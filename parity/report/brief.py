@@ -91,7 +91,7 @@ def what_ran(verdict: Verdict, written: datetime | None = None) -> tuple[str, ..
     files = str(runtime["files"]) if "files" in runtime else ""
     if types and vision:
         files = f"{files} ({types[0]}, vision {vision[0]})".strip()
-    version = header.versions.get("llama.cpp", "")
+    version = header.versions.get("llama.cpp", "") or header.versions.get("llama_commit", "")[:7]
     if not version and header.versions.get(PYTHON_PACKAGE):
         pinned = LLAMA_CPP_COMMIT.get(header.versions[PYTHON_PACKAGE])
         version = pinned[:7] if pinned else f"of {PYTHON_PACKAGE} {header.versions[PYTHON_PACKAGE]}"

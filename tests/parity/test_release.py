@@ -76,7 +76,7 @@ def test_a_phone_that_was_judged_by_its_plan_counts(run: Path, pictures: int, co
         judge_phone(ours, host, device, plan, FIVE, checks_of(FIVE, device.header), walked), parity / "verdict.json"
     )
     if code:
-        with pytest.raises(NotReleased, match="INCONCLUSIVE: Undecided: device has not answered enough") as caught:
+        with pytest.raises(NotReleased, match="INCONCLUSIVE: Undecided: the device has not answered enough") as caught:
             require_release(run)
         assert caught.value.code == code
     else:

@@ -47,7 +47,7 @@ def test_sides_the_wrong_way_round() -> None:
     ours, theirs = pair()
     refused(judge(theirs, ours, FIVE), "Hugging Face is to be judged by llama.cpp")
     device = results(right(200), "device")
-    refused(judge(device, theirs, FIVE), "llama.cpp is to be judged by device")
+    refused(judge(device, theirs, FIVE), "llama.cpp is to be judged by the device")
     assert judge(theirs, change_header(device, device={"cpu": "phone"}), FIVE).status == "PASS"
 
 

@@ -32,11 +32,11 @@ def test_a_phone_that_answers_as_the_host_passes_at_row_0(sides: tuple[Results, 
     first = plan.rows[0].pictures
     verdict = judged(sides, phone(sides[1], plan, first), plan)
     assert (verdict.status, verdict.exit_code) == ("PASS", 0)
-    assert verdict.headline == ("OK to ship: on photos like these device is less than 3 points worse")
+    assert verdict.headline == ("OK to ship: on photos like these the device is less than 3 points worse")
     audit = verdict.audit
     assert audit is not None
     assert (audit.stop, audit.counted, audit.uncounted, audit.lost) == ("PASS", first, 0, ())
-    assert audit.claim.startswith("on photos like these, device is less than 3 points worse than Hugging Face")
+    assert audit.claim.startswith("on photos like these, the device is less than 3 points worse than Hugging Face")
     assert verdict.evidence["plan"] == plan_digest(plan)
     assert [one.stage for one in verdict.gates][-8:] == [
         "device provenance", "device runtime", "device pixels", "device tokens", "device logits", "device answers",
@@ -72,7 +72,7 @@ def test_what_lies_beyond_the_stop_is_not_counted(sides: tuple[Results, Results]
     first = plan.rows[0].pictures
     verdict = judged(sides, phone(sides[1], plan, first + 20, lost=range(first + 1, first + 21)), plan)
     assert verdict.status == "PASS"
-    assert any(f"20 of device's {first + 20} rows are not counted" in note for note in verdict.notes)
+    assert any(f"20 of the device's {first + 20} rows are not counted" in note for note in verdict.notes)
 
 
 def test_too_many_losses_end_it(sides: tuple[Results, Results]) -> None:
@@ -93,7 +93,7 @@ def test_a_phone_that_is_far_worse_fails(sides: tuple[Results, Results]) -> None
     assert verdict.audit is not None
     assert verdict.audit.counted <= 15
     assert verdict.audit.wealth >= 40
-    assert verdict.headline == "Do not ship: device differs from the host at audit"
+    assert verdict.headline == "Do not ship: the device loses too many of the pictures that the host gets right"
 
 
 def test_class_checks_can_only_turn_it_red(sides: tuple[Results, Results], plan: Plan) -> None:
@@ -269,19 +269,44 @@ def test_the_gates_of_whole_results_hold_for_a_phone_too(sides: tuple[Results, R
     host = sides[1]
     device = phone(host, plan, plan.rows[0].pictures)
 
-    def fails(changed: Results, stage: str, cause: str) -> None:
+    def fails(changed: Results, stage: str, wrong: str, cause: str) -> None:
         verdict = judged(sides, changed, plan)
         assert (verdict.status, verdict.first_bad_stage) == ("FAIL", stage)
-        assert verdict.headline == f"Do not ship: device differs from the host at {stage.removeprefix('device ')}"
+        assert verdict.headline == f"Do not ship: {wrong}"
         assert cause in verdict.cause
 
-    fails(change_rows(device, lambda _: {"rgb_sha256": "0" * 64}), "device pixels", "swapped channel order")
-    fails(change_header(device, prompt_token_ids=(7, -1, -1, 8), image_slots=((1, 2),)), "device tokens", "tile plan")
-    fails(change_rows(device, lambda row: {"text": " no idea"}), "device answers", "rule for reading an answer")
+    fails(
+        change_rows(device, lambda _: {"rgb_sha256": "0" * 64}),
+        "device pixels",
+        "the device gets different pixels",
+        "swapped channel order",
+    )
+    fails(
+        change_header(device, prompt_token_ids=(7, -1, -1, 8), image_slots=((1, 2),)),
+        "device tokens",
+        "the device gets a different prompt",
+        "tile plan",
+    )
+    fails(
+        change_rows(device, lambda row: {"text": " no idea"}),
+        "device answers",
+        "labels are read by different rules",
+        "rule for reading an answer",
+    )
     runtime = device.header.runtime | {"n_ctx": 17}
-    fails(change_header(device, runtime=runtime), "device runtime", "other settings than the app has")
+    fails(
+        change_header(device, runtime=runtime),
+        "device runtime",
+        "the device does not run as the contract says",
+        "other settings than the app has",
+    )
     flat = dict.fromkeys(FIVE.labels, -1.61)
-    fails(change_rows(device, lambda _: {"label_logprobs": flat}), "device logits", "not sure of the same labels")
+    fails(
+        change_rows(device, lambda _: {"label_logprobs": flat}),
+        "device logits",
+        "the device's language half computes different logits",
+        "not sure of the same labels",
+    )
     mute = judged(sides, change_rows(device, lambda _: {"label_logprobs": {}}), plan)
     assert (mute.status, gate(mute, "device logits").status) == ("PASS", "not measured")
 

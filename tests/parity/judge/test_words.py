@@ -104,6 +104,8 @@ def test_what_ran_is_named() -> None:
     assert what_ran(judge(ours, theirs, FIVE)) == (
         "elements", "a.gguf + mmproj-a.gguf (Q8_0, vision F16)", "llama.cpp 0c1e570 on CPU", "some",
     )  # fmt: skip
+    named = change_header(theirs, versions={"llama_commit": "0c1e57098bba"})
+    assert what_ran(judge(ours, named, FIVE))[2] == "llama.cpp 0c1e570 on CPU"
     for labels, name, called in (
         (("cat", "dog"), "elements", "cat, dog"),
         (("cat", "dog", "emu", "fox"), "elements", "cat, dog, emu and 1 more"),

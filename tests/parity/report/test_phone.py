@@ -65,7 +65,7 @@ def test_the_screen_names_claim_stop_and_losses(made: Reported) -> None:
         assert max(len(line) for line in text.splitlines()) <= width
         joined = " ".join(text.split())
         assert "device, by its plan" in joined
-        assert "on photos like these, device is less than 3 points worse than Hugging Face" in joined
+        assert "on photos like these, the device is less than 3 points worse than Hugging Face" in joined
         assert f"PASS after {audit.counted} pictures, 1 lost" in joined
         assert f"picture {audit.lost[0].picture}: {audit.lost[0].image_id}, {audit.lost[0].truth} as" in joined
         assert "0 lost of 25 in 5 classes" in joined

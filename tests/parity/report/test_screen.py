@@ -62,7 +62,7 @@ def test_the_screen_tells_what_to_do_on_fail_alone() -> None:
     text = " ".join(render_text(failed).split())
     text = " ".join(text.replace("│", " ").split())
     assert "FAIL" in text
-    assert "Do not ship: llama.cpp gets a different prompt (accuracy 100.0 to 100.0 %)" in text
+    assert "Do not ship: llama.cpp gets a different prompt (accuracy unchanged, 100.0 %)" in text
     assert f"cause {failed.cause} do {failed.fix}" in text
     passed = render_text(judge(ours, theirs, FIVE))
     assert "OK to ship: llama.cpp is at most 1.9 points worse (3 allowed), 200 images" in passed
