@@ -14,7 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
 from pipeline.core.provenance import digest
 from pipeline.core.toolchain import load_gguf
-from pipeline.export.convert import KEY_WEIGHTS
+from pipeline.export.convert import KEY_RECIPE, KEY_WEIGHTS
 from pipeline.export.verify import TENSOR_TYPES, read_gguf
 
 
@@ -52,7 +52,8 @@ def open_llamacpp(
             runtime=contract.runtime.model_dump(mode="json")
             | {"n_threads": predictor.n_threads, "fed": order}
             | {"text_types": tensor_types(model), "mmproj_types": tensor_types(mmproj)}
-            | {"files": f"{model.name} + {mmproj.name}"},
+            | {"files": f"{model.name} + {mmproj.name}"}
+            | recipe_of(model),
         )  # fmt: skip
         yield OpenSide(predictor, header)
 
@@ -72,6 +73,12 @@ def file_type(path: Path) -> str:
     except ValueError:
         return tensor_types(path)
     return str(kind.name).removeprefix("MOSTLY_").removeprefix("ALL_")
+
+
+def recipe_of(model: Path) -> dict[str, str]:
+    """``recipe``: the recipe that a half says it was exported by; empty where it names none that could be."""
+    found = read_gguf(model).text(KEY_RECIPE) or ""
+    return {"recipe": found} if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}", found) else {}
 
 
 def half_sha256(path: Path) -> str:

@@ -75,17 +75,17 @@ def flips_line(verdict: Verdict) -> str:
 
 
 def what_ran(verdict: Verdict, written: datetime | None = None) -> tuple[str, ...]:
-    """Contract, files and their types, llama.cpp's version and backend, the machine, the day; what is not known is left
+    """Recipe, files and their types, llama.cpp's version and backend, the machine, the day; what is not known is left
     out. ``written``: when the candidate's results were.
 
-    A contract with labels of its own and the phone's name is called by its labels.
+    Without a recipe it is called by the contract; by its labels where these are its own and its name is the phone's.
     """
-    name, usual = verdict.name, Contract()
+    header = verdict.candidate_header
+    runtime = header.runtime
+    name, usual = str(runtime.get("recipe", verdict.name)), Contract()
     if name == usual.name and verdict.labels and verdict.labels != usual.labels:
         more = len(verdict.labels) - _NAMED
         name = ", ".join(verdict.labels[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-    header = verdict.candidate_header
-    runtime = header.runtime
     types = [str(runtime[key]) for key in ("text_types", "text_matrices") if key in runtime]
     vision = [str(runtime[key]) for key in ("mmproj_types", "mmproj_matrices") if key in runtime]
     files = str(runtime["files"]) if "files" in runtime else ""

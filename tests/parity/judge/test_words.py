@@ -104,6 +104,8 @@ def test_what_ran_is_named() -> None:
     assert what_ran(judge(ours, theirs, FIVE)) == (
         "elements", "a.gguf + mmproj-a.gguf (Q8_0, vision F16)", "llama.cpp 0c1e570 on CPU", "some",
     )  # fmt: skip
+    of_a_recipe = change_header(theirs, runtime=theirs.header.runtime | {"recipe": "mine"})
+    assert what_ran(judge(ours, of_a_recipe, FIVE))[0] == "mine"
     named = change_header(theirs, versions={"llama_commit": "0c1e57098bba"})
     assert what_ran(judge(ours, named, FIVE))[2] == "llama.cpp 0c1e570 on CPU"
     for labels, name, called in (
