@@ -187,7 +187,7 @@ def test_the_commands_for_a_phone_run(tmp_path: Path, finished: Path) -> None:
     assert "device ran a.gguf and mmproj-a.gguf" in said
     assert "<h1" in (tmp_path / "phone.html").read_text(encoding="utf-8")
     (python,) = blocks(DOCS / "your-phone.md", "python")
-    assert "PASS OK to ship: device is at most" in run(f"{sys.executable} - <<'END'\n{python}END", tmp_path)
+    assert "PASS OK to ship: the device is at most" in run(f"{sys.executable} - <<'END'\n{python}END", tmp_path)
     assert "without a loss" in run(plan, tmp_path)
 
 
