@@ -113,7 +113,7 @@ def noise_floor(measured: Sequence[Measured]) -> NoiseFloor:
         known = [value for value in values if value is not None]
         if not known:
             raise UserError(
-                f"the model gives values that are no numbers ({name} of all {len(measured)} images, float32 against"
+                f"the model gives values that are not finite ({name} of all {len(measured)} images, float32 against"
                 " bfloat16): look for inf and nan in its weights"
             )
         median, p95, largest = np.quantile(np.asarray(known, np.float64), (0.5, 0.95, 1.0)).tolist()

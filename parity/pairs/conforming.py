@@ -35,7 +35,7 @@ NAMED = 5
 FAR = 1.5
 """Times as many tokens that no rounding of a picture's sides makes of it."""
 AGAIN = 3
-"""Tries where libmtmd gives values that are no numbers, which it may not when it is opened again: it then reads memory
+"""Tries where libmtmd gives values that are not finite, which it may not when it is opened again: it then reads memory
 that it never wrote (Pixtral's line breaks, tools/mtmd/models/pixtral.cpp:74)."""
 ROUNDED = 2
 """Levels of 255 up to which a byte differs by rounding alone."""
@@ -165,18 +165,18 @@ _VISION = Found(
     "vision",
     f"with Hugging Face's embeddings of the picture {_GREEN}: the vision half",
     "convert the mmproj again from this model's folder, as F32 to rule its type out; if it stays red, llama.cpp"
-    " computes this vision tower otherwise",
+    " computes this vision tower differently",
 )
 _UNKNOWN = Found(
     "unknown",
-    "the sides lay the picture out otherwise, and nothing could be conformed",
+    "the sides lay the picture out differently, and nothing could be conformed",
     "compare the tiles and the tokens of the pictures named",
 )
 _LANGUAGE = Found(
     "language",
     "even with Hugging Face's own embeddings of the picture the logits differ: the language half",
     "convert the text half again from this model's folder (adapter merged?), as F16 to rule its type out; if it stays"
-    " red, llama.cpp computes this language model otherwise",
+    " red, llama.cpp computes this language model differently",
 )
 
 
@@ -284,14 +284,14 @@ def _steps_apart(ours: tuple[int, int], theirs: tuple[int, int]) -> bool:
 
 
 def _no_numbers(photo: Photo, trace: Trace) -> Found | None:
-    """That libmtmd's embeddings hold values that are no numbers; None where they hold none."""
+    """That libmtmd's embeddings hold values that are not finite; None where they hold none."""
     rows = trace.inputs[np.array(trace.ids) == -1]
     bad = int((~np.isfinite(rows)).any(axis=1).sum())
     if not bad:
         return None
     return Found(
         "vision",
-        f"{_shown(photo.size)}: {bad} of the {len(rows)} embeddings that libmtmd makes are no numbers (nan, inf)",
+        f"{_shown(photo.size)}: {bad} of the {len(rows)} embeddings that libmtmd makes are not finite (NaN, infinity)",
         "run it again: where they are numbers then, llama.cpp reads memory that it never wrote; else look for nan and"
         " inf in the mmproj",
     )
@@ -336,7 +336,7 @@ def _pixels(photo: Photo, a: Trace, b: Trace, stock: tuple[tuple[int, int], tupl
         (int(np.abs(one.astype(np.int16) - other).max()) for one, other in zip(x, y, strict=True)
          if one.shape == other.shape), default=255,
     )  # fmt: skip
-    why = "the resize rounds otherwise" if levels <= ROUNDED else "another resampling"
+    why = "the resize rounds differently" if levels <= ROUNDED else "another resampling"
     return Found(
         "pixels",
         f"{name}: both sides make {_shown(ours)} of it, its bytes up to {levels} of 255 apart: {why}",
@@ -358,7 +358,7 @@ def _unsteady(photo: Photo) -> Found:
     """That llama.cpp answers a picture otherwise when it is asked again."""
     return Found(
         "unknown",
-        f"{_shown(photo.size)}: what was no number (nan, inf), or beyond a limit, is not so when it is answered again:"
+        f"{_shown(photo.size)}: what was not finite, or beyond a limit, is not so when it is answered again:"
         " llama.cpp reads memory that it never wrote",
         "report it to llama.cpp, or try another version",
     )

@@ -159,7 +159,7 @@ def _explained(cause: Cause, held: Weights) -> Cause:
         detail = f"{cause.detail}; all {count} matrices compared are Hugging Face's"
         fix = (
             f"compare the keys of {held.path.name} (epsilon, scale, RoPE) with config.json; where they agree, llama.cpp"
-            " computes this half otherwise"
+            " computes this half differently"
         )
         return cause.model_copy(update={"detail": detail, "fix": fix})
     names = ", ".join(f"{one.name} ({one.error:.1%})" for one in different[:NAMED])

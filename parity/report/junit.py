@@ -127,7 +127,10 @@ def _class_case(
         named = next((part for part in classes.detail.split("; ") if part.startswith(f"{ours.label}: ")), "")
         beyond = classes.limit is not None and lower > classes.limit
         if named or (beyond and classes.red):
-            status, message = classes.status, named or f"{ours.label}: surely {lower:.1f} points lower"
+            status, message = (
+                classes.status,
+                named or f"{ours.label}: significantly lower, by {lower:.1f} points at least",
+            )
     text = (
         found
         if status == "green" or not classes

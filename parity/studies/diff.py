@@ -212,7 +212,7 @@ def _parts(found: Comparison) -> list[RenderableType]:
         for one_setting in found.settings:
             cells = ((one_setting.a or "-")[:64], (one_setting.b or "-")[:64])
             table.add_row(plain(one_setting.name), *(Text(plain(cell)) for cell in cells))
-        parts.append(section("Set up otherwise", table))
+        parts.append(section("Different settings", table))
     if found.changes:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for head in ("image", "truth", "A", "B"):

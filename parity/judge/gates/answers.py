@@ -41,7 +41,7 @@ def agreement(pairs: Sequence[Pair], ladder: Ladder | None, terms: CheckTerms) -
     )
     apart = [row for row in rows if row.answer and row.answer.differ]
     numbers: dict[str, Any] = {
-        "metric": "share of the tokens put first otherwise, upper end of its 95 % interval",
+        "metric": "share of tokens whose first choice differs, upper end of its 95 % interval",
         "value": 1 - low,
         "limit": 1 - floor,
         "samples": len(rows),
@@ -53,8 +53,8 @@ def agreement(pairs: Sequence[Pair], ladder: Ladder | None, terms: CheckTerms) -
             stage,
             "red",
             f"{detail}; {named([row.image_id for row in apart])}",
-            "the candidate goes on otherwise than the reference does: see the first stage that is red",
-            "mend the first red stage; where none is, the quantization is too coarse for open answers",
+            "the candidate goes on differently from the reference: see the first stage that is red",
+            "fix the first red stage; where none is, the quantization is too coarse for open answers",
             **numbers,
         )
     if low < floor:
@@ -118,8 +118,8 @@ def score(pairs: Sequence[Pair], terms: CheckTerms, margin_points: float) -> Gat
             stage,
             "red",
             detail,
-            "the answers meet the expected ones otherwise: see the first stage that is red",
-            "mend the first red stage; where none is, the quantization is too coarse",
+            "the answers match the expected ones more or less often: see the first stage that is red",
+            "fix the first red stage; where none is, the quantization is too coarse",
             **numbers,
         )
     if gap - half < -margin_points:

@@ -164,8 +164,8 @@ def _audit(prefix: Prefix, host: Results, device: Results) -> GateResult:
             "red",
             f"{detail}; a bet on a loss of more than {plan.wishes.margin_points:g} points has won {course.wealth:.0f}"
             f" times its stake, and {1 / ALPHA:.0f} are enough",
-            f"{name} loses far more than the margin: the app feeds or sets up the model otherwise, or its llama.cpp"
-            " computes otherwise",
+            f"{name} loses far more than the margin: the app feeds or sets up the model differently, or its llama.cpp"
+            " computes differently",
             "compare the pictures lost with the host's answers; a corrected build gets a plan of its own",
             samples=course.at,
         )
@@ -257,8 +257,7 @@ def _classes(prefix: Prefix, host: Results, device: Results, gate: Gate) -> Gate
     return result(
         stage,
         "green",
-        f"{lost} of {planned} pictures of {len(checks)} classes are lost, none of them so"
-        " often that it is surely worse",
+        f"{lost} of {planned} pictures of {len(checks)} classes are lost; no class is significantly worse",
     )
 
 

@@ -33,7 +33,7 @@ _EMBEDDINGS = _Words(
     metric="median relative error of the picture's embeddings",
     unit="",
     not_finite=(
-        "the vision half's arithmetic overflows, or its weights hold values that are no numbers",
+        "the vision half's arithmetic overflows, or its weights hold values that are not finite",
         "export the mmproj as F32 instead of F16, and look for inf and nan in the merged weights",
     ),
     too_far=(
@@ -47,7 +47,7 @@ _LOGITS = _Words(
     metric="median KL of the next token over the vocabulary",
     unit=" nats",
     not_finite=(
-        "the language half's arithmetic overflows, or its weights hold values that are no numbers",
+        "the language half's arithmetic overflows, or its weights hold values that are not finite",
         "export with another type (F32 instead of F16), or run with a KV cache of type f16, to find the part",
     ),
     too_far=(
@@ -94,7 +94,7 @@ def logits(pairs: Sequence[Pair], ladder: Ladder | None, limits: Limits | None, 
     top = sum(not row.logits_top1_equal for row in rows)
     over_labels = [row.logits_kl_labels for row in rows if row.logits_kl_labels is not None]
     largest = [row.logits_max for row in rows if row.logits_max is not None]
-    more = f"; the likeliest token differs in {top} of {len(rows)}"
+    more = f"; the most likely token differs in {top} of {len(rows)}"
     if over_labels:
         more += f"; KL over the labels {median(over_labels):.2g}"
     if largest:
@@ -134,7 +134,7 @@ def along(ladder: Ladder | None, limits: Limits | None) -> GateResult:
             "generation",
             "undecided",
             "how far the sides are apart along the answers is not known",
-            NO_LADDER if not rows else "the ladder's noise floor says nothing of answers, so that nothing limits them",
+            NO_LADDER if not rows else "the ladder's noise floor does not cover answers, so there is no limit for them",
             "run `parity check` again: it measures the floor and follows each answer",
         )
     assert ladder.header.floor.answer_kl is not None  # the limits follow from it
@@ -146,7 +146,7 @@ def along(ladder: Ladder | None, limits: Limits | None) -> GateResult:
         [(row.answer.kl_mean, row) for row in rows if row.answer],
         (limits.answer, limits.answer_each),
         ladder.header.floor.answer_kl,
-        f"; largest of a token {largest:.2g}; {parted} of {len(rows)} answers part somewhere",
+        f"; largest of a token {largest:.2g}; {parted} of {len(rows)} answers diverge somewhere",
         earlier="logits" if median(kls) > limits.logits else None,
     )
 
@@ -159,7 +159,7 @@ def _broken_labels(pairs: Sequence[Pair]) -> GateResult | None:
     return result(
         "logits",
         "red",
-        f"{len(broken)} of {len(pairs)} images give log-probabilities of the labels that are no numbers,"
+        f"{len(broken)} of {len(pairs)} images give log-probabilities of the labels that are not finite,"
         f" {named([row.image_id for row in broken])}",
         *_LOGITS.not_finite,
         samples=len(pairs),
@@ -196,7 +196,7 @@ def _distance(
     }
     if broken:
         detail = (
-            f"{len(broken)} of {n} images give values that are no numbers, {named([row.image_id for row in broken])}"
+            f"{len(broken)} of {n} images give values that are not finite, {named([row.image_id for row in broken])}"
         )
         return result(words.stage, "red", detail, *words.not_finite, **numbers)
     assert middle is not None  # at least one image, none broken
@@ -205,7 +205,7 @@ def _distance(
         return result(words.stage, "green", detail, **numbers)
     cause, fix = words.too_far
     if earlier:
-        cause, fix = f"the {earlier} differ already: this only follows", f"mend the {earlier} first"
+        cause, fix = f"the {earlier} differ already: this only follows", f"fix the {earlier} first"
     return result(words.stage, "red", detail, cause, fix, **numbers)
 
 

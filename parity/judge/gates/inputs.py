@@ -30,7 +30,7 @@ def runtime(theirs: Header, terms: Terms, ladder: Ladder | None = None) -> GateR
     wanted: dict[str, Any] = terms.runtime.model_dump(mode="json", exclude={"n_threads", "threads"})
     stated = {key: theirs.runtime[key] for key in wanted if key in theirs.runtime}
     if not stated:
-        return result("runtime", "not measured", f"{theirs.shown}'s results say nothing of how an engine was set up")
+        return result("runtime", "not measured", f"{theirs.shown}'s results state no runtime settings")
     wrong = [key for key, value in stated.items() if value != wanted[key]]
     if "n_batch" in wrong and _batch(wanted | stated) == _batch(wanted):
         wrong.remove("n_batch")
@@ -206,8 +206,8 @@ def _layouts(rows: Sequence[Measured]) -> GateResult:
             stage,
             "red",
             f"{size} takes {ours} positions in Hugging Face and {theirs} in llama.cpp; prompts differ {where}",
-            "the sides resize or cut a picture of that size otherwise, so that it takes other positions",
-            "mend the tiles first; see the causes",
+            "the sides resize or cut a picture of that size differently, so that it takes other positions",
+            "fix the tiles first; see the causes",
             **numbers,
         )
     texts = [row for row in unequal if not row.tokens_equal]
@@ -224,7 +224,7 @@ def _layouts(rows: Sequence[Measured]) -> GateResult:
         stage,
         "red",
         f"the same tokens stand at other positions {where}",
-        "the sides count a picture's positions otherwise (M-RoPE)",
+        "the sides count a picture's positions differently (M-RoPE)",
         "see the grid of patches on both sides of the images named",
         **numbers,
     )

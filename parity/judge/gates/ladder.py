@@ -131,7 +131,7 @@ def tiles(ladder: Ladder | None, terms: Terms) -> GateResult:
         return result(
             "tiles",
             "red",
-            f"the pictures have other sizes, or floats that are no numbers, in {where}",
+            f"the pictures have other sizes, or floats that are not finite, in {where}",
             "the mmproj's tile size or its mean and standard deviation are not those of the image processor",
             "compare image_size, image_mean and image_std in the mmproj with preprocessor_config.json",
             **numbers,
@@ -144,7 +144,7 @@ def tiles(ladder: Ladder | None, terms: Terms) -> GateResult:
             fix = "make the canvas as large as the tile (no resampling), or train with the filter that libmtmd has"
         elif any(not row.pixels_equal for row in other):
             cause = "the canvases differ already (pixels): the tiles only follow"
-            fix = "mend the pixels first"
+            fix = "fix the pixels first"
         elif share <= SWAPPED_SHARE:
             cause = "up to two bytes of three differ much, as with red and blue swapped on the way to the encoder"
             fix = "hand libmtmd R, G, B bytes, or set contract.image.channel_order to what the app does and train"

@@ -149,7 +149,7 @@ def _stated(case: Case) -> Finding | None:
         if {place for start, length in slots for place in range(start, min(start + length, len(ids) + 1))} != pictures:
             return Finding(
                 f"{side.shown}'s image_slots are not the picture's positions in its prompt_token_ids",
-                "the header was changed, or what wrote it counts otherwise",
+                "the header was changed, or what wrote it counts differently",
                 f"run {side.shown} again",
             )
     return None
@@ -165,7 +165,7 @@ def _as_fed(case: Case) -> Finding | None:
             return Finding(
                 f"{side.shown} says that it was fed {str(side.runtime['fed']).upper()}, the contract has"
                 f" {order.upper()}, and both sides' canvases are the same bytes",
-                "the header was changed, or both sides were fed otherwise than the contract says",
+                "the header was changed, or both sides were not fed as the contract says",
                 f"run {side.shown} again under this contract",
             )
     return None
@@ -221,7 +221,7 @@ def _possible(case: Case) -> Finding | None:
             if total > MOST_PROBABILITY:
                 return Finding(
                     f"{side.header.shown}'s label_logprobs of {row.image_id} are probabilities that sum to {total:.3f}",
-                    "the file was changed, or what wrote it measures otherwise",
+                    "the file was changed, or what wrote it measures differently",
                     f"run {side.header.shown} again",
                 )
     return None

@@ -29,12 +29,12 @@ def answers(reference: Results, candidate: Results, contract: Terms) -> GateResu
             return result(
                 stage,
                 "red",
-                f"{results.header.shown} read {len(wrong)} of {len(results.rows)} answers otherwise than the"
-                f" contract does, for example {row.image_id}: {row.text!r} as {row.label or 'no answer'}, not as"
+                f"{results.header.shown} read {len(wrong)} of {len(results.rows)} answers differently from"
+                f" the contract, for example {row.image_id}: {row.text!r} as {row.label or 'no answer'}, not as"
                 f" {contract.parse_answer(row.text) or 'no answer'}",
                 "that side's rule for reading an answer is not the contract's answer_rule and labels",
                 "give that side the contract's labels, in their order, and its answer_rule",
-                metric="answers read otherwise",
+                metric="answers read differently",
                 value=float(len(wrong)),
                 limit=0.0,
                 samples=len(results.rows),
@@ -42,7 +42,7 @@ def answers(reference: Results, candidate: Results, contract: Terms) -> GateResu
                 worst=greatest([(1.0, one.image_id, one.key) for one in wrong]),
             )
     n = len(reference.rows) + len(candidate.rows)
-    numbers: dict[str, Any] = {"metric": "answers read otherwise", "value": 0.0, "limit": 0.0, "samples": n}
+    numbers: dict[str, Any] = {"metric": "answers read differently", "value": 0.0, "limit": 0.0, "samples": n}
     return result(stage, "green", f"labels are read by the same rule ({contract.answer_rule})", **numbers)
 
 
@@ -171,7 +171,7 @@ def classes(pairs: Sequence[Pair], contract: Terms, gate: Gate) -> GateResult:
     lost.sort(key=lambda item: -item[0])
     worse = [item for item in lost if item[0] > gate.class_margin_points]
     numbers: dict[str, Any] = {
-        "metric": "percentage points by which the worst label's recall is surely lower",
+        "metric": "percentage points by which the worst label's recall is significantly lower",
         "value": max(lost[0][0], 0.0),
         "limit": gate.class_margin_points,
         "samples": len(pairs),
@@ -182,7 +182,7 @@ def classes(pairs: Sequence[Pair], contract: Terms, gate: Gate) -> GateResult:
             "red",
             "; ".join(item[2] for item in worse[:3]) + _rest(len(worse) - 3),
             f"the candidate confuses {_list([item[1] for item in worse])} where the reference does not: a quantization"
-            " that is too coarse for it, or an answer that is tokenized otherwise",
+            " that is too coarse for it, or an answer that is tokenized differently",
             "look at these images' flips and at the label's tokens on both sides, and try a finer text type",
             **numbers,
         )
@@ -215,7 +215,7 @@ def classes(pairs: Sequence[Pair], contract: Terms, gate: Gate) -> GateResult:
             **numbers,
         )
     floors = f"; {len(gate.recall_floors)} recall floors reached" if gate.recall_floors else ""
-    return result("classes", "green", f"no label is surely worse; the lowest is {lowest[1]}{floors}", **numbers)
+    return result("classes", "green", f"no label is significantly worse; the lowest is {lowest[1]}{floors}", **numbers)
 
 
 def _rest(count: int) -> str:
@@ -257,7 +257,7 @@ def baseline(candidate: Results, measured: Sequence[GateResult], past: Baseline,
         if one.value > allowed:
             further.append(name)
     numbers: dict[str, Any] = {
-        "metric": "percentage points that were surely lost",
+        "metric": "percentage points significantly lost",
         "value": max(-100 * high, 0.0),
         "limit": 0.0,
         "samples": len(common),

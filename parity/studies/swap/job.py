@@ -246,7 +246,7 @@ class Swaps:
                 raise UserError(
                     f"llama.cpp lays the prompt out in {len(side.prompt_ids)} tokens and Hugging Face in"
                     f" {len(reference[0][1].prompt_ids)}, or with others, so nothing of one fits into the other: run"
-                    " `parity run` and mend what its gate 'tokens' says"
+                    " `parity run` and fix what its gate 'tokens' says"
                 )
             for batch in batches(self.samples, side.batch_size):
                 ours = reference[len(measured) : len(measured) + len(batch)]

@@ -252,7 +252,7 @@ def test_broken_embeddings_in_a_part_of_the_images_do_not_hide_behind_the_median
 @pytest.mark.parametrize(("stage", "key"), [("embeddings", "embeddings_error"), ("logits", "logits_kl")])
 def test_a_value_that_is_no_number_is_red(stage: str, key: str) -> None:
     verdict = walked(lambda row: {key: None}, 1)
-    assert_red(verdict, stage, "1 of 200 images give values that are no numbers", "image_0000")
+    assert_red(verdict, stage, "1 of 200 images give values that are not finite", "image_0000")
     assert "overflows" in verdict.cause
     assert gate(walked(lambda row: {key: None}), stage).value is None
 
@@ -266,7 +266,7 @@ def test_embeddings_that_nothing_can_be_compared_of_are_not_measured() -> None:
 
 def test_other_logits() -> None:
     verdict = walked(lambda row: {"logits_kl": 0.3, "logits_top1_equal": False})
-    assert_red(verdict, "logits", "median 0.3 nats", "the likeliest token differs in 200 of 200")
+    assert_red(verdict, "logits", "median 0.3 nats", "the most likely token differs in 200 of 200")
     assert "language half differs" in verdict.cause
 
 
@@ -303,7 +303,7 @@ def test_logits_are_judged_from_the_rows_where_no_ladder_was_walked() -> None:
     assert "adapter" in verdict.cause
     broken = change_rows(theirs, lambda row: {"label_logprobs": row.label_logprobs | {"fire": None}}, 9)
     verdict = judge(ours, broken, FIVE)
-    assert_red(verdict, "logits", "9 of 200 images give log-probabilities of the labels that are no numbers")
+    assert_red(verdict, "logits", "9 of 200 images give log-probabilities of the labels that are not finite")
     assert_red(judge(ours, broken, FIVE, (), ladder_of(ours, broken)), "logits", "9 of 200 images give log-prob")
     silent = change_rows(theirs, lambda _: {"label_logprobs": {}})
     assert gate(judge(ours, silent, FIVE), "logits").status == "not measured"

@@ -139,7 +139,7 @@ def test_answers_that_agree_pass() -> None:
 def test_equal_texts_do_not_hide_a_divergence() -> None:
     """A padded picture may give the same answer, letter for letter; the distributions on the way tell."""
     verdict = judged(change=lambda row: answer(row, kl_mean=4e-3, kl_largest=0.02))
-    assert_red(verdict, "generation", "median 0.004 nats", "0 of 200 answers part somewhere")
+    assert_red(verdict, "generation", "median 0.004 nats", "0 of 200 answers diverge somewhere")
     assert gate(verdict, "agreement").status == "green"
     assert "200 of 200 answers are equal to the letter" in gate(verdict, "agreement").detail
     assert verdict.agreement == 1
@@ -159,7 +159,7 @@ def test_the_limit_along_the_answer_follows_from_its_own_floor() -> None:
 
 
 def test_a_divergence_that_is_no_number_is_red() -> None:
-    assert_red(judged(change=lambda row: answer(row, kl_mean=None), count=1), "generation", "no numbers")
+    assert_red(judged(change=lambda row: answer(row, kl_mean=None), count=1), "generation", "not finite")
 
 
 # Shares and their intervals worked out by hand from Wilson's formula, z = 1.96, for the mean over n pictures.

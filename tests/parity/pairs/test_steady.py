@@ -75,13 +75,13 @@ def test_what_another_answer_mends_is_no_cause_of_a_half(photo: Photo) -> None:
     for lost in (False, True):
         (found,) = conform(side, subject(photo, trace(), lost), LIMITS).found
         assert found.kind == "unknown"
-        assert found.detail.startswith("6x4: what was no number (nan, inf), or beyond a limit, is not so when")
+        assert found.detail.startswith("6x4: what was not finite, or beyond a limit, is not so when")
 
 
 def test_embeddings_that_are_no_numbers_are_named(photo: Photo) -> None:
     side: Any = Side(mends=True)
     (found,) = conform(side, subject(photo, trace(np.nan)), LIMITS).found
-    assert found.detail == "6x4: 1 of the 2 embeddings that libmtmd makes are no numbers (nan, inf)"
+    assert found.detail == "6x4: 1 of the 2 embeddings that libmtmd makes are not finite (NaN, infinity)"
     assert side.opened > 0
 
 
