@@ -73,6 +73,16 @@ given-bundle:
 given-key:
 	@$(if $(KEY),:,echo "error: say which private key, as in KEY=key.pem" >&2; exit 2)
 
+.PHONY: release-gate
+release-gate: given-bundle given-app environment ## let an APK or AAB through only with what was judged
+#: BUNDLE=runs/tiny/bundle APK=app-release.apk
+#: GATE="--package org.example.app --certificate 3f2c..." demands more
+	@$(BIN)/parity gate "$$(dirname "$$BUNDLE")" --app "$$APK" $(GATE)
+
+.PHONY: given-app
+given-app:
+	@$(if $(APK),:,echo "error: say which app, as in APK=app-release.apk" >&2; exit 2)
+
 ##@ Diagnose
 
 .PHONY: parity-swap

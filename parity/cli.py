@@ -344,16 +344,44 @@ def sign(
     typer.echo(f"{sign_evidence(folder, key)}: signs the results, the ladder and the verdict")
 
 
-@_command("gate", RELEASE, "Release a run only if its files, judged again, PASS. The limits are the contract's own.")
+@_command(
+    "gate",
+    RELEASE,
+    "Release a run only if its files, judged again, PASS, and an app only if it holds just what was judged. The limits"
+    " are the contract's own.",
+)
 def gate(
     folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/tiny.", show_default=False)],
     public_key: Annotated[
         Path | None, typer.Option(help="PEM file. Bundle, results and verdict must be signed with its private key.")
     ] = None,
+    app: Annotated[
+        list[Path] | None, typer.Option(help="The APK or AAB to release. Give each APK of a split app.")
+    ] = None,
+    package: Annotated[str | None, typer.Option(help="The app's package must be this one.")] = None,
+    certificate: Annotated[
+        str | None, typer.Option(help="SHA-256 of the certificate that must have signed the app.")
+    ] = None,
+    libraries: Annotated[
+        Path | None,
+        typer.Option(
+            help="A list of native libraries, a SHA-256 or build id and a name a line, that the app must have."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write what was found here, as JSON.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write what was found here, as JUnit XML.")] = None,
 ) -> None:
-    from parity.release import require_release
+    from parity.release.checks import Demands
+    from parity.release.gate import gate as gate_release
+    from parity.release.gate import shown, write_gate, write_gate_junit
+    from pipeline.core.errors import EXIT_FAIL, EXIT_PASS
 
-    typer.echo("\n".join(require_release(folder, public_key)))
+    found = gate_release(folder, app or (), Demands(package, certificate, libraries), public_key)
+    for path, write in ((out, write_gate), (junit, write_gate_junit)):
+        if path:
+            write(found, path)
+    typer.echo("\n".join(shown(found)))
+    sys.exit(EXIT_PASS if found.released else EXIT_FAIL)
 
 
 @_command(

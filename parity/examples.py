@@ -56,6 +56,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "gate": (
         "parity gate runs/tiny",
         "parity gate runs/tiny --public-key key.pub",
+        "parity gate runs/tiny --app app-release.apk --package org.example.app",
     ),
     "sign": ("parity sign runs/tiny --key key.pem",),
 }

@@ -1,0 +1,1 @@
+"""What stands between a verdict and a release: the run, its bundle, and the app that was built with it."""
