@@ -4,6 +4,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 MODEL = b"GGUF\x03\0\0\0" + bytes(range(256)) * 8
@@ -108,7 +109,8 @@ def signing_block(*pairs: tuple[int, bytes]) -> bytes:
 
 BLOCK = signing_block((0x7109871A, b"v2"), (0x42726577, b""))
 GOOD = File(b"assets/model.gguf", MODEL)
-OTHER = File(b"classes.dex", b"dex\n035\0" * 40, 8)
+OTHER = File(b"AndroidManifest.xml", (Path(__file__).parent / "AndroidManifest.axml").read_bytes(), 8)
+"""A real one, so that apksigner takes the archive for an app."""
 BASE = Zip([GOOD, OTHER])
 
 
@@ -189,10 +191,10 @@ LIES: dict[str, tuple[Callable[[], bytes], str]] = {
     "bytes behind the directory": (replace(BASE, after_directory=b"x" * 7).made, "does not end where"),
     "the same name twice": (Zip([GOOD, replace(GOOD, data=EVIL), OTHER]).made, "two files have the name"),
     "names that differ in case": (
-        Zip([GOOD, File(b"assets/Model.gguf", EVIL)]).made, "one name where case does not count",
+        Zip([GOOD, File(b"assets/Model.gguf", EVIL), OTHER]).made, "one name where case does not count",
     ),
     "names that differ in how they are composed": (
-        Zip([File(name.encode(), b"x", flags=1 << 11) for name in ("assets/\xe9", "assets/e\u0301")]).made,
+        Zip([OTHER, *(File(name.encode(), b"x", flags=1 << 11) for name in ("assets/\xe9", "assets/e\u0301"))]).made,
         "one name where case does not count",
     ),
     "another name before the data": (_one(local_name=b"assets/evil_.gguf").made, "before its data"),
