@@ -189,6 +189,8 @@ lint: environment ## check format, style, types and the floors of imports
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
 	@$(BIN)/python -m tools.imports
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows docs/*.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-actions .github/actions/*/action.yml
 
 .PHONY: lock
 lock: environment ## write locks/ again from pyproject.toml

