@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import platform
+import re
 import sys
 import tempfile
 import threading
@@ -64,11 +65,24 @@ def _ended(command: Callable[[], Any]) -> Any:
         if isinstance(error, MemoryError):
             _say("error: there is not enough memory: end other programs, or choose a smaller model or batch")
             return EXIT_USAGE
-        if isinstance(error, OSError) and error.errno in {*OF_THE_PLACE, errno.EIO} and error.filename is not None:
-            _say(f"error: {os.fsdecode(error.filename)} cannot be used: {error.strerror}; choose another place")
+        if unusable := _unusable(error):
+            _say(f"error: {unusable}; choose another place")
             return EXIT_USAGE
         _say(_bug(error))
         return EXIT_BUG
+
+
+def _unusable(error: Exception) -> str:
+    """Which place an exception says cannot be used, and why; empty where it says no such thing."""
+    if isinstance(error, OSError):
+        number, place, why = error.errno, error.filename, error.strerror
+    else:
+        # safetensors passes on what the system said, in words of its own.
+        told = re.search(r'I/O error: (.+?) \(os error (\d+)\)(?: at path "(.+)")?', str(error), re.DOTALL)
+        number, place, why = (int(told[2]), told[3] or "a model's folder", told[1]) if told else (None, None, None)
+    if place is None or number not in {*OF_THE_PLACE, errno.EIO}:
+        return ""
+    return f"{os.fsdecode(place)} cannot be used: {why}"
 
 
 def disk_full(error: BaseException | None) -> bool:

@@ -28,6 +28,12 @@ def sound(ended: Ended, *codes: int, kind: str = "odd places", said: str = "") -
     assert not wrong, ended.brief
 
 
+def done_again(said: str) -> list[str]:
+    """What a run says of work that it did, though all was done. It always judges anew, and writes its reports."""
+    lines = [line for line in said.splitlines() if line.endswith(" s)")]
+    return [line for line in lines if line.split()[1] not in ("judge", "report")]
+
+
 def same_end(states: States, run: Path, name: str) -> None:
     """Fail where a run is not what an undisturbed one is."""
     found = differences(account(run), states.wanted(name))
@@ -62,6 +68,7 @@ def test_folders_of_any_name(forks: Forks, states: States, tmp_path: Path, name:
 @pytest.mark.parametrize("name", ODD)
 def test_runs_and_recipe_of_any_name(forks: Forks, states: States, tmp_path: Path, name: str) -> None:
     where = states.begin("parity", tmp_path / "here")
+    (where / name).parent.mkdir(exist_ok=True)  # [/bold] has a slash in it
     (where / "runs").rename(where / name)
     (where / "small.yaml").rename(where / f"{name}.yaml")
     ended = forks.run("parity", "run", "--runs", name, "--", f"{name}.yaml", cwd=where)
@@ -135,7 +142,7 @@ def test_from_another_folder_nothing_is_done_again(forks: Forks, states: States,
     ):
         ended = forks.run("parity", "run", str(recipe), "--runs", str(runs), cwd=cwd)
         sound(ended, INCONCLUSIVE)
-        worked = [line for line in ended.err.splitlines() if line.endswith(" s)")]
+        worked = done_again(ended.err)
         tally("odd places", lost=bool(worked))
         assert not worked, worked
     assert {path: path.stat().st_mtime_ns for path in where.rglob("*.safetensors")} == before
@@ -181,8 +188,7 @@ def test_a_clock_that_is_set_back(forks: Forks, states: States, tmp_path: Path, 
     same_end(states, where / "runs" / WORKS[name].run, name)
     again = forks.run(*WORKS[name].words, cwd=where, backwards=True)
     sound(again, WORKS[name].code)
-    worked = [line for line in again.err.splitlines() if line.endswith(" s)")]
-    assert not worked, worked
+    assert not done_again(again.err)
 
 
 # ---- what it prints to -----------------------------------------------------------------------------------------------

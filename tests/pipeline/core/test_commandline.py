@@ -40,6 +40,11 @@ def ended(body: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
         ("raise MemoryError", 2, "error: there is not enough memory"),
         ("open('/proc/version/none')", 2, "error: /proc/version/none cannot be used: Not a directory; choose another"),
         ("os.mkdir('a' * 300)", 2, "File name too long"),
+        (
+            "import numpy; from safetensors.numpy import save_file; save_file({'a': numpy.ones(1)}, 'a' * 300)",
+            2,
+            "a model's folder cannot be used: File name too long; choose another place",
+        ),
     ],
 )
 def test_each_end_has_its_code_and_its_sentence(tmp_path: Path, body: str, code: int, said: str) -> None:
