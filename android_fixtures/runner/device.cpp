@@ -7,8 +7,14 @@
 #include <memory>
 #include <sstream>
 
+#include <llama.h>
 #include <sys/utsname.h>
 #include <unistd.h>
+
+#if defined(__aarch64__)
+#include <ggml-cpu.h>
+#include <sys/auxv.h>
+#endif
 
 static const uint64_t MOST = 1 << 20;
 static const char * GETPROP = "/system/bin/getprop";
@@ -95,18 +101,76 @@ static std::string cpu_name(const std::string & info) {
     return part.empty() ? "unknown" : "implementer " + cpuinfo(info, "CPU implementer") + " part " + part;
 }
 
-// On x86-64 only the sets of instructions that llama.cpp has code for; a phone's list is short.
-static std::string cpu_features(const std::string & info) {
-    const std::string features = cpuinfo(info, "Features");
-    if (!features.empty()) {
-        return features;
+#if defined(__aarch64__)
+
+// The kernel's own words for what this process may use; /proc/cpuinfo has the machine's under an emulator.
+// Bits: Linux, arch/arm64/include/uapi/asm/hwcap.h.
+static std::string cpu_features(const std::string &) {
+    static const std::array<std::pair<int, const char *>, 7> FIRST = {{
+        {1, "asimd"}, {4, "pmull"}, {8, "atomics"}, {9, "fphp"}, {10, "asimdhp"}, {20, "asimddp"}, {22, "sve"},
+    }};
+    static const std::array<std::pair<int, const char *>, 4> SECOND = {{
+        {1, "sve2"}, {13, "i8mm"}, {14, "bf16"}, {23, "sme"},
+    }};
+    std::string features;
+    const auto add = [&](unsigned long bits, const auto & names) {
+        for (const auto & [bit, name] : names) {
+            if (bits >> bit & 1) {
+                features += (features.empty() ? "" : " ") + std::string(name);
+            }
+        }
+    };
+    add(getauxval(AT_HWCAP), FIRST);
+    add(getauxval(AT_HWCAP2), SECOND);
+    return features;
+}
+
+void check_cpu() {
+    const std::string has = " " + cpu_features("") + " ";
+    const std::array<std::pair<bool, const char *>, 4> needs = {{
+        {ggml_cpu_has_dotprod(), "asimddp"},
+        {ggml_cpu_has_fp16_va(), "asimdhp"},
+        {ggml_cpu_has_matmul_int8(), "i8mm"},
+        {ggml_cpu_has_sve(), "sve"},
+    }};
+    for (const auto & [needed, name] : needs) {
+        if (needed && has.find(std::string(" ") + name + " ") == std::string::npos) {
+            throw UserError(
+                std::string("this CPU has no ") + name + ", which this program was compiled for: compile it without, by"
+                " GGML_CPU_ARM_ARCH");
+        }
     }
+}
+
+#else
+
+// Only the sets of instructions that llama.cpp has code for.
+static std::string cpu_features(const std::string & info) {
     std::istringstream flags(cpuinfo(info, "flags"));
     std::string kept;
     for (std::string flag; flags >> flag;) {
         if (flag.rfind("avx", 0) == 0 || flag.rfind("amx", 0) == 0 || flag == "fma" || flag == "f16c" ||
             flag == "bmi2" || flag == "sse4_2") {
             kept += (kept.empty() ? "" : " ") + flag;
+        }
+    }
+    return kept;
+}
+
+// A build for this machine alone: it is not carried to another.
+void check_cpu() {}
+
+#endif
+
+// The sets of instructions that llama.cpp was compiled for, of its line `CPU : SSE3 = 1 | AVX = 1 | ... |`.
+static std::string compiled_for() {
+    std::istringstream words(llama_print_system_info());
+    std::string kept, before, name;
+    for (std::string word; words >> word; before = word) {
+        if (word == "=") {
+            name = before;
+        } else if (before == "=" && word == "1") {
+            kept += (kept.empty() ? "" : " ") + name;
         }
     }
     return kept;
@@ -125,5 +189,6 @@ Json describe_device() {
     if (!features.empty()) {
         device["cpu_features"] = shown(features);
     }
+    device["compiled_for"] = shown(compiled_for());
     return device;
 }

@@ -352,6 +352,7 @@ int main(int argc, char ** argv) {
     catch_signals();
     try {
         const Options options = parse_options(arguments);
+        check_cpu();
         llama_backend_init();
         run(options);
         return 0;

@@ -244,7 +244,9 @@ void Model::tokenize_labels() {
         const int32_t count = llama_tokenize(
             vocab, text.data(), (int32_t) text.size(), ids.data(), (int32_t) ids.size(), false, true);
         if (count <= 0 || (uint32_t) count >= contract.max_new_tokens) {
-            throw UserError("the label " + shown(label) + " cannot be made tokens of: take plain words as labels");
+            throw UserError(
+                "the label " + shown(label) + " is " + std::to_string(count) + " tokens, and an answer has room for " +
+                std::to_string(contract.max_new_tokens) + " with its end: give a larger max_new_tokens");
         }
         ids.resize((size_t) count);
         label_ids.emplace_back(label, ids);
