@@ -10,8 +10,11 @@
 #include <cctype>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <set>
+
+#include <unistd.h>
 
 static const size_t TOP_LOGITS = 8;  // pipeline/models/prediction.py
 static const size_t MOST_LOG = 1 << 20;
@@ -30,7 +33,14 @@ static void record(ggml_log_level level, const char * text, void *) {
     }
 }
 
+// A failed assertion ends the process whatever we do; said in one sentence it is of more use than a core file.
+static void give_up(const char * message) {
+    fprintf(stderr, "error: llama.cpp gave up (%s): export the bundle again\n", shown(message).c_str());
+    _exit(2);
+}
+
 void catch_llama_log() {
+    ggml_set_abort_callback(give_up);
     llama_log_set(record, nullptr);
     mtmd_helper_log_set(record, nullptr);  // libmtmd's own, too
 }

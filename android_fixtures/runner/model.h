@@ -100,5 +100,5 @@ struct GgufFacts {
 // Raises UserError.
 GgufFacts read_gguf(const std::string & path);
 
-// Keeps llama.cpp's messages from the terminal; what it says of errors goes into ours.
+// Keeps llama.cpp's messages from the terminal; what it says of errors goes into ours, its last words too.
 void catch_llama_log();

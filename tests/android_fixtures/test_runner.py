@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from models import bundle_recipe, canvases, encoder_for, pair_in, write_tiny
+from models import bundle_recipe, canvases, encoder_for, pair_in, rewrite, write_tiny
 from PIL import Image
 from session import Once
 from typer.testing import CliRunner
@@ -428,6 +428,31 @@ def test_a_damaged_bundle_is_told_in_one_sentence(
     )
     refused(done, words)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("half", "key", "value"),
+    [
+        ("text", "llama.block_count", 0),
+        ("text", "llama.attention.layer_norm_rms_epsilon", -1.0),
+        ("mmproj", "clip.vision.image_size", 100),
+        ("mmproj", "clip.vision.patch_size", 7),
+        ("mmproj", "clip.vision.attention.head_count", 0),
+        ("mmproj", "clip.vision.projector.scale_factor", 3),
+    ],
+)
+def test_a_gguf_that_llama_cpp_dies_of_is_one_sentence(
+    program: Path, given: Given, tmp_path: Path, half: str, key: str, value: object
+) -> None:
+    folder = Path(shutil.copytree(given.bundle, tmp_path / "bundle"))
+    path = folder / ("Tiny-Element-Q8_0.gguf" if half == "text" else "mmproj-Tiny-Element-Q8_0.gguf")
+    before = sha256_file(path)
+    rewrite(given.bundle / path.name, path, {key: value})
+    replaced(folder / "manifest.json", before, sha256_file(path))
+    done = subprocess.run(
+        [program, folder, given.pictures, tmp_path / "out.jsonl"], capture_output=True, text=True, check=False
+    )
+    refused(done, "llama.cpp")
 
 
 @pytest.mark.parametrize(
