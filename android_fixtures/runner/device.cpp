@@ -34,7 +34,9 @@ static std::string without_space(const std::string & text) {
 }
 
 uint32_t count_cores() {
-    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    // A phone switches cores off and on while it runs; a run that goes on must find the same number.
+    const bool android = access(GETPROP, X_OK) == 0;
+    const long cores = sysconf(android ? _SC_NPROCESSORS_CONF : _SC_NPROCESSORS_ONLN);
     return cores > 0 ? (uint32_t) cores : 1;
 }
 

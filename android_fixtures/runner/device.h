@@ -14,5 +14,5 @@ void check_cpu();
 // Lines of `name=value`, as in Android's /system/build.prop; others are passed over.
 std::map<std::string, std::string> read_properties(const std::string & text);
 
-// Cores that are on line. The app's rule for threads is of this number.
+// Cores that are on line; on Android all there are. The app's rule for threads is of this number.
 uint32_t count_cores();
