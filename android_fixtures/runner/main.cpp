@@ -351,7 +351,7 @@ static void catch_signals() {
     }
     struct sigaction action = {};
     action.sa_handler = stop;
-    action.sa_flags = (int) SA_RESETHAND;  // the second one ends the process at once
+    action.sa_flags = (int) (SA_RESETHAND | SA_RESTART);  // the second one ends the process at once
     for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
         sigaction(signal, &action, nullptr);
     }
