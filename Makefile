@@ -105,6 +105,11 @@ families: environment ## check tiny models of many families
 tools: ## build llama-mtmd-cli and llama-server (8 minutes)
 	@$(PYTHON) tools/setup/bootstrap.py --quiet --tools $(SETUP)
 
+.PHONY: runner
+runner: ## build the program that answers on a phone, for this machine
+#: RUNNER=aarch64 for a phone (5 minutes)
+	@$(PYTHON) tools/setup/bootstrap.py --quiet --runner $(if $(RUNNER),$(RUNNER),native) $(SETUP)
+
 .PHONY: bench
 bench: tools ## compare speeds with Pillow, llama-mtmd-cli, llama-server
 	@$(BIN)/pipeline export configs/tiny.yaml

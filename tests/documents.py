@@ -11,6 +11,7 @@ import typer
 
 from parity.cli import app as parity
 from pipeline.cli import app as pipeline
+from pipeline.core.pinned import RUNNER
 from pipeline.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -18,8 +19,11 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "reference").glob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 GROUPS: dict[str, Any] = {"parity": typer.main.get_command(parity), "pipeline": typer.main.get_command(pipeline)}
-OTHERS = {"openssl"}
+OTHERS = {"adb", "openssl"}
 """Programs that are not the project's."""
+RUNNER_OPTIONS = set(
+    re.findall(r'^ *"  (--[\w-]+)', (ROOT / "android_fixtures" / "runner" / "main.cpp").read_text(), re.MULTILINE)
+)
 RECIPE_JOBS = {
     "parity",
     "parity-swap",
@@ -77,6 +81,9 @@ def fault(words: list[str]) -> str | None:
         return _program_fault(name, rest)
     if program in ("python3", "python") and rest[:1] == ["-m"]:
         return None if importlib.util.find_spec(rest[1]) else f"there is no module {rest[1]}"
+    if program == f".cache/{RUNNER}/{RUNNER}":
+        unknown = {word for word in rest if word.startswith("--")} - RUNNER_OPTIONS
+        return f"{RUNNER} has no {' '.join(unknown)}" if unknown else None
     return None if program in OTHERS else f"{program} is no program of the project"
 
 
@@ -130,6 +137,7 @@ def span_fault(span: str) -> str | None:
         return f"{name} {words[1]} has no {' '.join(unknown)}" if unknown else None
     if words[0].startswith("--"):
         known = {opt for name, group in GROUPS.items() for sub in group.commands for opt in options(name, sub)}
+        known |= RUNNER_OPTIONS
         unknown = {word.rstrip(",") for word in words if word.startswith("--")} - known
         return f"no command has {' '.join(unknown)}" if unknown else None
     return None

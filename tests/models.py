@@ -24,7 +24,7 @@ NAME, RECIPE = "Tiny-Element", "tiny"
 """``general.name`` and recipe of every GGUF made for the tests."""
 
 
-def write_tiny(folder: Path) -> Path:
+def write_tiny(folder: Path, tiling: Tiling = Tiling()) -> Path:  # noqa: B008  (frozen)
     """Write ``embedded:tiny`` with its language layers' weights tripled.
 
     As it is made, before any training, it repeats the prompt's last token whatever the picture. Tripled, it answers 24
@@ -37,7 +37,7 @@ def write_tiny(folder: Path) -> Path:
         for parameter in model.model.text_model.layers.parameters():
             if parameter.ndim == 2:
                 parameter *= 3
-    write_model_folder(folder, model, build_tokenizer(), Tiling(), geometry)
+    write_model_folder(folder, model, build_tokenizer(), tiling, geometry)
     return folder
 
 

@@ -58,6 +58,7 @@ def test_every_command_exists_with_its_options(page: Path) -> None:
         (".venv/bin/parity judge a", "CANDIDATES"),
         (".venv/bin/parity run configs/tiny.yaml --set train.epoch=1", "unknown key"),
         ("python3 -m pipeline.nothing", "no module"),
+        (".cache/parity-runner/parity-runner a b c --nothing", "--nothing"),
         ("curl somewhere", "no program of the project"),
     ],
 )

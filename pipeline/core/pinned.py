@@ -2,6 +2,8 @@
 
 .cache/llama_cpp_python-<version>/vendor/llama.cpp   its sources, with the converter and the ``gguf`` package
 .cache/llama-tools/                                  llama-mtmd-cli and llama-server
+.cache/parity-runner/                                the runner for this machine
+.cache/parity-runner-aarch64/                        the runner for a phone
 """
 
 import re
@@ -11,6 +13,7 @@ from pathlib import Path
 from pipeline.core.errors import UserError
 
 PYTHON_PACKAGE = "llama-cpp-python"
+RUNNER = "parity-runner"
 LLAMA_CPP_COMMIT = {"0.3.36": "0c1e57098bba43ac29e6e3b677cdceebdd22334f"}
 """Version of the bindings -> the commit of llama.cpp in them (docker/versions.env names it, too; a test compares)."""
 
@@ -65,4 +68,17 @@ def llama_tool(root: Path, name: str) -> Path:
     program = root / ".cache" / "llama-tools" / name
     if not program.is_file():
         raise UserError(f"{name} is not built: run `make tools`")
+    return program
+
+
+def runner_folder(root: Path, phone: bool = False) -> Path:
+    """Where the runner is built to."""
+    return root / ".cache" / (f"{RUNNER}-aarch64" if phone else RUNNER)
+
+
+def runner(root: Path, phone: bool = False) -> Path:
+    """The runner for this machine, or for a ``phone`` (aarch64, static). Raises UserError before the build."""
+    program = runner_folder(root, phone) / RUNNER
+    if not program.is_file():
+        raise UserError(f"the runner is not built: run `make runner{' RUNNER=aarch64' if phone else ''}`")
     return program

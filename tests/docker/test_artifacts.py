@@ -41,14 +41,14 @@ def elf(path: Path) -> tuple[int, set[int]]:
     return machine, {struct.unpack_from("<I", data, offset + index * size)[0] for index in range(count)}
 
 
-@pytest.mark.parametrize("name", ["llama-quantize", "llama-mtmd-cli"])
+@pytest.mark.parametrize("name", ["llama-quantize", "llama-mtmd-cli", "parity-runner"])
 def test_the_phones_programs_are_static_aarch64(programs: Path, name: str) -> None:
     machine, headers = elf(programs / "aarch64" / "bin" / name)
     assert machine == 183  # EM_AARCH64
     assert not {2, 3} & headers, "PT_DYNAMIC or PT_INTERP: it would look for libraries that a phone has not"
 
 
-@pytest.mark.parametrize("name", ["llama-quantize", "llama-mtmd-cli", "llama-server"])
+@pytest.mark.parametrize("name", ["llama-quantize", "llama-mtmd-cli", "llama-server", "parity-runner"])
 def test_this_machines_programs_run_wherever_they_are_copied_to(programs: Path, name: str) -> None:
     program = programs / "x86_64" / "bin" / name
     assert elf(program)[0] == 62  # EM_X86_64

@@ -4,6 +4,7 @@
     .cache/llama_cpp_python-<version>/   the unpacked source distribution: llama.cpp's sources and its converter
     .cache/wheels/<key>/                 the Python bindings compiled from it, once for each compiler and CPU
     .cache/llama-tools/                  llama-mtmd-cli and llama-server from the same sources (``--tools``)
+    .cache/parity-runner/                the runner (``--runner``); .cache/parity-runner-aarch64/ for a phone
     .cache/llama-cpp/<key>/              the bindings over another llama.cpp (``--llama-cpp``), for ``--run`` alone
     .cache/logs/                         what pip and the compiler said
 
@@ -50,6 +51,7 @@ from tools.setup.native import (
     Console,
     Failed,
     build_other,
+    build_runner,
     build_tools,
     build_wheel,
     compiler_version,
@@ -343,14 +345,21 @@ def only_run(root: Path, console: Console) -> Iterator[int]:
 
 
 def prepare(
-    root: Path, torch: str, tools: bool, quiet: bool, backend: str = "auto", other: Path | None = None
+    root: Path,
+    torch: str,
+    tools: bool,
+    quiet: bool,
+    backend: str = "auto",
+    other: Path | None = None,
+    runner: str | None = None,
 ) -> Path | None:
     """Make whatever is missing. ``other``: the folder of another llama.cpp, for which the bindings are made beside the
-    pinned ones; returns where they are. Raises UserError."""
+    pinned ones; returns where they are. ``runner``: build that for this machine (``native``) or for a phone
+    (``aarch64``). Raises UserError."""
     place = None
     setup = Setup(root, Console(root / ".cache" / "logs" / "setup.log"), -1, backend)
     done = setup.ready(torch) and setup.state().get("project") == setup.project_digest()
-    if not done or tools or other:
+    if not done or tools or other or runner:
         check_machine()
         with only_run(root, setup.console) as setup.handle:
             if not setup.ready(torch):
@@ -361,6 +370,8 @@ def prepare(
                 setup.finish(setup.state()["packages"]["torch"], setup.chosen_backend())
             if tools:
                 setup.native(build_tools, setup.unpack_source())
+            if runner:
+                setup.native(partial(build_runner, phone=runner == "aarch64"), setup.unpack_source())
             if other:
                 place = setup.native(partial(build_other, other.expanduser().resolve()), setup.unpack_source())
     if not quiet or not done:
@@ -386,6 +397,9 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--tools", action="store_true", help="also build llama-mtmd-cli and llama-server (8 minutes)")
     parser.add_argument(
+        "--runner", choices=["native", "aarch64"], help="also build the runner: for this machine, or for a phone"
+    )
+    parser.add_argument(
         "--llama-cpp",
         type=Path,
         metavar="FOLDER",
@@ -407,7 +421,9 @@ def main() -> int:
     try:
         use_python(options.python)
         root = Path(__file__).resolve().parent.parent.parent
-        place = prepare(root, options.torch, options.tools, options.quiet, options.backend, options.llama_cpp)
+        place = prepare(
+            root, options.torch, options.tools, options.quiet, options.backend, options.llama_cpp, options.runner
+        )
         if options.run:
             paths = [str(place) if place else "", os.environ.get("PYTHONPATH", "")]
             os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)

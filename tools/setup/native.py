@@ -1,6 +1,8 @@
-"""Compiles the pinned llama.cpp for the machine at hand: the Python bindings and two of its programs.
+"""Compiles the pinned llama.cpp for the machine at hand, the Python bindings and two of its programs; and the runner,
+for this machine or for a phone.
 
-Both come from the one source tree that ``bootstrap.py`` unpacks, with the same options, so that they calculate alike.
+All come from the one source tree that ``bootstrap.py`` unpacks, and the first two with the same options, so that they
+calculate alike. The runner is linked to the bindings' own libraries.
 Another llama.cpp, a maintainer's own, is compiled beside it and never takes its place in ``.venv``.
 Where ccache is installed, its folder, the user's own, keeps what was compiled: the programs take over most of the
 bindings' objects, and another clone takes all. It gives back what the compiler would give, so no key depends on it.
@@ -27,6 +29,7 @@ from typing import IO
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_folder, write_json, write_text
+from pipeline.core.pinned import LLAMA_CPP_COMMIT, RUNNER, runner_folder
 
 TOOLS = ("llama-mtmd-cli", "llama-server")
 # GGML_NATIVE compiles for this very CPU, as a phone's build is made for its own. curl and OpenSSL would only make the
@@ -59,6 +62,9 @@ CONVERTER = ("convert_hf_to_gguf.py", "conversion", "gguf-py")
 IGNORED_VARIABLES = ("SOURCE_DATE_EPOCH", "CMAKE_ARGS", "CMAKE_GENERATOR", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS")
 CHAT = Path(__file__).resolve().parent.parent.parent / "parity" / "engines" / "native"
 """A small library that is built along: it shows llama.cpp's own chat templates."""
+RUNNER_SOURCE = Path(__file__).resolve().parent.parent.parent / "android_fixtures" / "runner"
+RUNNER_CROSS = "aarch64-linux-gnu-g++"
+"""The compiler that a phone's runner is made with."""
 BUILD_WHEEL = (
     "import json, sys; from scikit_build_core.build import *; build_wheel(sys.argv[1], json.loads(sys.argv[2]))"
 )
@@ -328,6 +334,74 @@ def build_tools(root: Path, source: Path, programs: Path, console: Console, hand
             write_text(scratch / "key.txt", key)
         shutil.rmtree(build, ignore_errors=True)
     return target
+
+
+def runner_code() -> str:
+    """SHA-256 of the runner's own sources."""
+    paths = [
+        path for path in sorted(RUNNER_SOURCE.iterdir()) if path.suffix in (".cpp", ".h", ".inc", ".txt", ".cmake")
+    ]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def build_runner(root: Path, source: Path, programs: Path, console: Console, handle: int, phone: bool = False) -> Path:
+    """The runner in ``.cache/parity-runner``, compiled if need be.
+
+    For a ``phone`` in ``.cache/parity-runner-aarch64``, static, its llama.cpp compiled along with the flags of the
+    containers' build. Raises as build_wheel does.
+    """
+    target = runner_folder(root, phone)
+    options = _phone_options(root, source) if phone else _runner_options(source, programs)
+    key = build_key(f"{source.name} {runner_code()}", options)
+    stamp = target / "key.txt"
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == key:
+        return target
+    console.step(f"compiling the runner ({'5 minutes' if phone else '30 seconds'} on 2 cores)")
+    build = root / ".cache" / "build" / key
+    environment, cmake = _environment(root, source, programs), str(programs / "cmake")
+    settings = [f"-D{name}={value}" for name, value in options.items()]
+    tree = str(source / "vendor" / "llama.cpp") if phone else str(RUNNER_SOURCE)
+    run(console, [cmake, "-G", "Ninja", "-S", tree, "-B", str(build), *settings], None, environment, root, handle)
+    run(console, [cmake, "--build", str(build), "--target", RUNNER], _progress, environment, root, handle)
+    made = build / "bin" / RUNNER if phone else build / RUNNER
+    if phone:
+        run(console, ["aarch64-linux-gnu-strip", str(made)], None, environment, root, handle)
+    with atomic_folder(target) as scratch:
+        shutil.copy(made, scratch)
+        write_text(scratch / "key.txt", key)
+    shutil.rmtree(build, ignore_errors=True)
+    return target
+
+
+def _runner_options(source: Path, programs: Path) -> dict[str, str]:
+    """For this machine: on the very libraries that the bindings load, so that not a bit can differ."""
+    (libraries,) = programs.parent.glob("lib/python3*/site-packages/llama_cpp/lib")
+    return {
+        "CMAKE_BUILD_TYPE": "Release",
+        "LLAMA_CPP": str(source / "vendor" / "llama.cpp"),
+        "LIBRARIES": str(libraries),
+        "PARITY_LLAMA_COMMIT": _commit(source),
+    }
+
+
+def _phone_options(root: Path, source: Path) -> dict[str, str]:
+    """For a phone: as docker/llama.sh, with the flags of docker/versions.env."""
+    if not shutil.which(RUNNER_CROSS):
+        raise UserError(f"{RUNNER_CROSS} is not on the PATH: install it with `apt-get install g++-aarch64-linux-gnu`")
+    pins = (root / "docker" / "versions.env").read_text(encoding="utf-8")
+    flags = dict(re.findall(r"^(LLAMA_FLAGS\w*)='(.*)'$", pins, re.MULTILINE))
+    given = shlex.split(f"{flags['LLAMA_FLAGS']} {flags['LLAMA_FLAGS_AARCH64']}")
+    return dict(flag.removeprefix("-D").split("=", 1) for flag in given) | {
+        "CMAKE_PROJECT_llama.cpp_INCLUDE": str(RUNNER_SOURCE / "runner.cmake"),
+        "LLAMA_BUILD_NUMBER": "0",
+        "LLAMA_BUILD_COMMIT": _commit(source),
+        "PARITY_LLAMA_COMMIT": _commit(source),
+    }
+
+
+def _commit(source: Path) -> str:
+    """The commit of llama.cpp in a source distribution of the bindings."""
+    return LLAMA_CPP_COMMIT[source.name.rpartition("-")[2]]
 
 
 def build_other(tree: Path, root: Path, source: Path, programs: Path, console: Console, handle: int) -> Path:

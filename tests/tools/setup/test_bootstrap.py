@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import UserError
-from pipeline.core.pinned import llama_cpp_source, llama_tool, read_lock
+from pipeline.core.pinned import llama_cpp_source, llama_tool, read_lock, runner
 from tools.setup import native
 from tools.setup.bootstrap import NVIDIA_DRIVER, PYTHON, Setup, check_disk
 from tools.setup.machine import refusal
@@ -559,3 +559,70 @@ def test_a_backend_that_cannot_be_compiled_here_is_told(monkeypatch: pytest.Monk
 def test_a_library_that_a_backend_wants_is_named(tmp_path: Path) -> None:
     said = 'Target "ggml-cuda" links to:\n\n    CUDA::cublas\n\n  but the target was not found.'
     assert explain(said, "compiling llama.cpp", tmp_path / "log").startswith("CUDA::cublas, which this backend")
+
+
+# ---- the runner ------------------------------------------------------------------------------------------------------
+
+RUNNER_CMAKE = """#!/bin/sh
+# Notes what it is told; where it is told to build, the program is there.
+echo "$@" >> "$TOLD"
+if [ "$1" = --build ]; then mkdir -p "$2/bin" && echo native | tee "$2/parity-runner" > "$2/bin/parity-runner"; fi
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with an environment that has the bindings, and with programs that compile nothing."""
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (tmp_path / ".venv" / "lib" / "python3.11" / "site-packages" / "llama_cpp" / "lib").mkdir(parents=True)
+    for name, script in {
+        "cmake": RUNNER_CMAKE, native.RUNNER_CROSS: "#!/bin/sh\n", "aarch64-linux-gnu-strip": "#!/bin/sh\n",
+    }.items():  # fmt: skip
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    (tmp_path / "docker").mkdir()
+    shutil.copy(ROOT / "docker" / "versions.env", tmp_path / "docker")
+    shutil.copytree(native.RUNNER_SOURCE, tmp_path / "runner")
+    monkeypatch.setattr(native, "RUNNER_SOURCE", tmp_path / "runner")
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+def build_runner(place: Path, phone: bool = False) -> Path:
+    source = place / ".cache" / "llama_cpp_python-0.3.36"
+    return native.build_runner(place, source, place / ".venv" / "bin", Console(place / "log"), -1, phone)
+
+
+def test_the_runner_is_linked_to_the_bindings_own_libraries_and_built_once(place: Path) -> None:
+    with pytest.raises(UserError, match="the runner is not built: run `make runner`"):
+        runner(place)
+    build_runner(place)
+    assert runner(place).read_text() == "native\n"
+    told = (place / "told").read_text()
+    assert f"-DLIBRARIES={place}/.venv/lib/python3.11/site-packages/llama_cpp/lib" in told
+    assert "-DPARITY_LLAMA_COMMIT=0c1e57098bba43ac29e6e3b677cdceebdd22334f" in told
+    build_runner(place)
+    assert (place / "told").read_text() == told
+    (place / "runner" / "main.cpp").write_text("changed")
+    build_runner(place)
+    assert (place / "told").read_text() != told
+
+
+def test_a_phones_runner_has_the_flags_of_the_containers(place: Path) -> None:
+    with pytest.raises(UserError, match="run `make runner RUNNER=aarch64`"):
+        runner(place, phone=True)
+    build_runner(place, phone=True)
+    assert runner(place, phone=True).read_text() == "native\n"
+    told = (place / "told").read_text()
+    assert "-DCMAKE_EXE_LINKER_FLAGS=-static" in told
+    assert "-DGGML_CPU_ARM_ARCH=armv8.2-a+dotprod+fp16+i8mm" in told
+    assert f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={place}/runner/runner.cmake" in told
+    assert "--target parity-runner" in told
+
+
+def test_without_a_compiler_for_phones_it_names_the_package(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "RUNNER_CROSS", "no-such-compiler")
+    with pytest.raises(UserError, match=r"is not on the PATH: install it with `apt-get install g\+\+-aarch64-linux"):
+        build_runner(place, phone=True)
