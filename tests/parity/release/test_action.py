@@ -13,10 +13,9 @@ import pytest
 import yaml
 from building import PACKAGE, Builder, missing
 from bundles import MMPROJ, TEXT
+from released import write_run
 from sides import pair
 from zips import EVIL
-
-from runs import write_run
 
 ROOT = Path(__file__).resolve().parents[3]
 ACTION = ROOT / ".github" / "actions" / "parity-gate" / "action.yml"

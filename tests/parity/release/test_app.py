@@ -11,6 +11,7 @@ import pytest
 from building import PACKAGE, Builder, missing
 from bundles import MMPROJ, TEXT
 from click.testing import Result
+from released import write_run
 from sides import pair
 from typer.testing import CliRunner
 from zips import EVIL, MODEL
@@ -24,7 +25,6 @@ from parity.release.manifest import read_manifests
 from parity.release.signature import Signature
 from pipeline.contract import Contract
 from pipeline.core.errors import UserError
-from runs import write_run
 
 VISION = MODEL + b"the vision half"
 CONTRACT = Contract()

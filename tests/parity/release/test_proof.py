@@ -11,6 +11,7 @@ import pytest
 from bundles import TEXT
 from keys import write_pair
 from phones import phone, plan_of
+from released import write_run
 from sides import FIVE, change_header, pair, results, right, spoil, write_results
 
 from parity.compare.ladder import read_ladder
@@ -24,7 +25,6 @@ from parity.results import read_results
 from pipeline.contract import Contract, Gate
 from pipeline.core.errors import CheckFailed, NotReleased, UserError
 from pipeline.export.signing import sign_bundle
-from runs import write_run
 
 ROOT = Path(__file__).parents[3]
 
