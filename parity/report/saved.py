@@ -108,7 +108,8 @@ def _check_stale(folder: Path, verdict: Verdict, made: Verdict) -> None:
         why = f"it says {verdict.status}, and the files beside it give {made.status} ({made.headline})"
     else:
         names = [name for name in Verdict.model_fields if getattr(made, name) != getattr(verdict, name)]
-        why = f"its {' and '.join(names[:3])} are not what the files beside it give"
+        verb = "is" if len(names) == 1 else "are"
+        why = f"its {' and '.join(names[:3])} {verb} not what the files beside it give"
     raise UserError(f"{folder / 'verdict.json'} is stale: {why}; run `parity run` or `parity judge` again")
 
 
