@@ -76,7 +76,7 @@ given-key:
 .PHONY: release-gate
 release-gate: given-bundle given-app environment ## let an APK or AAB through only with what was judged
 #: BUNDLE=runs/tiny/bundle APK=app-release.apk
-#: GATE="--package org.example.app --certificate 3f2c..." demands more
+#: GATE="--package org.example.app" demands more
 	@$(BIN)/parity gate "$$(dirname "$$BUNDLE")" --app "$$APK" $(GATE)
 
 .PHONY: given-app

@@ -165,10 +165,14 @@ def checked(half: str, model: Path, path: Path) -> None:
     """What the export checks of a half."""
     from pipeline.export import check
 
-    if half == "text":
-        check.check_text(path, model, "Tiny", CONTRACT, "tiny", "Q8_0")
-    else:
-        check.check_mmproj(path, model, "Tiny", CONTRACT, "tiny", "Q8_0")
+    try:
+        if half == "text":
+            check.check_text(path, model, "Tiny", CONTRACT, "tiny", "Q8_0")
+        else:
+            check.check_mmproj(path, model, "Tiny", CONTRACT, "tiny", "Q8_0")
+    except MemoryError:
+        # gguf-py keeps a kilobyte for each element of an array; on the command line this is a sentence.
+        raise UserError("not enough memory") from None
 
 
 @DEPTHS

@@ -89,8 +89,6 @@ def tried(reader: Callable[[], object], seconds: float = SECONDS) -> Outcome:
         return Outcome()
     except (UserError, CheckFailed) as error:
         return Outcome(text=str(error), refused=True)
-    except MemoryError:  # a sentence and exit code 2 (pipeline/core/commandline.py)
-        return Outcome(text="not enough memory", refused=True)
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
@@ -182,7 +180,7 @@ def _serve(pipe: Connection, reader: Callable[[Path], object], seconds: float, m
             try:
                 outcome = tried(lambda path=path: reader(path), seconds)
             except MemoryError:  # there was not even enough to tell
-                outcome = Outcome(text="not enough memory", refused=True)
+                outcome = Outcome("tracebacks", "MemoryError")
             pipe.send(outcome)
     except (EOFError, ConnectionError):
         pass
