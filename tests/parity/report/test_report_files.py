@@ -258,7 +258,7 @@ def test_a_stale_verdict_is_not_reported(clean: Reported, tmp_path: Path) -> Non
     for old, new, said in (
         ('"status": "PASS"', '"status": "FAIL"', "it says FAIL, and the files beside it give PASS"),
         ('"points": 0.0', '"points": 1.0', "difference is not what"),
-        ('"agreement": 1.0', '"agreement": 0.5', "agreement are not what"),
+        ('"agreement": 1.0', '"agreement": 0.5', "agreement is not what"),
     ):
         assert old in whole
         path.write_text(whole.replace(old, new, 1), encoding="utf-8")
