@@ -376,7 +376,13 @@ def gate(
     from parity.release.gate import shown, write_gate, write_gate_junit
     from pipeline.core.errors import EXIT_FAIL, EXIT_PASS
 
-    found = gate_release(folder, app or (), Demands(package, certificate, libraries), public_key)
+    demands = Demands(package, certificate, libraries)
+    if not app and demands != Demands():
+        raise typer.BadParameter("give the app that these are demanded of", param_hint="--app")
+    for path in (out, junit):  # of another app, perhaps one that was released
+        if path and path.is_file() and not path.is_symlink():
+            path.unlink()
+    found = gate_release(folder, app or (), demands, public_key)
     for path, write in ((out, write_gate), (junit, write_gate_junit)):
         if path:
             write(found, path)

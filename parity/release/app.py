@@ -13,7 +13,7 @@ from pathlib import Path
 from parity.release.archive import Archive, open_archive
 from parity.release.checks import AppCheck, Demands, Judged, Status
 from parity.release.contents import Contents, Library, look_into
-from parity.release.manifest import Manifest, ManifestError, fields_of, read_manifests
+from parity.release.manifest import APK_MANIFEST, Manifest, ManifestError, fields_of, read_manifests
 from parity.release.signature import read_signature
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_regular
@@ -86,7 +86,7 @@ def _models(app: _App, judged: Judged) -> Iterator[AppCheck]:
 
 def _mapped(app: _App) -> AppCheck:
     """llama.cpp maps a model into memory, which it cannot where it is compressed."""
-    globs = {archive.name: _uncompressed(archive) for archive in app.archives}
+    globs = {archive.name: _uncompressed(archive) for archive in app.archives if _is_bundle(archive)}
     wrong = []
     for model in app.contents.models:
         # In a bundle for a store all may be compressed; its configuration says what will not be in the APK, by the
@@ -102,6 +102,12 @@ def _mapped(app: _App) -> AppCheck:
         'set androidResources { noCompress += "gguf" } in build.gradle.kts; in a bundle for a store, uncompressedGlob'
         ' "**.gguf"',
     )
+
+
+def _is_bundle(archive: Archive) -> bool:
+    """Whether it is a bundle for a store. What Android would install is an APK, whatever else lies in it."""
+    names = {entry.name for entry in archive.entries}
+    return _CONFIG in names and APK_MANIFEST not in names
 
 
 def _uncompressed(archive: Archive) -> Sequence[str]:
@@ -163,8 +169,7 @@ def _manifest(app: _App, package: str | None) -> AppCheck:
 def _signed(app: _App, certificate: str | None) -> Iterator[AppCheck]:
     signers: set[frozenset[str]] = set()
     for path, archive in zip(app.paths, app.archives, strict=True):
-        bundled = any(entry.name == _CONFIG for entry in archive.entries)
-        found = read_signature(path, bundled)
+        found = read_signature(path, _is_bundle(archive))
         if not found.program:
             # Not looked at is as bad as wrong where it was asked for.
             status: Status = "red" if certificate else "not checked"

@@ -57,7 +57,9 @@ def shown(found: Gated) -> list[str]:
             lines.append(f"  {'':<{width + 2}}  do: {check.fix}")
     if found.checks:
         red = [check.name for check in found.checks if check.status == "red"]
-        lines.append(f"NOT RELEASED: {', '.join(red)}" if red else "RELEASED: the app holds what was judged")
+        left = [check.name for check in found.checks if check.status == "not checked"]
+        rest = f" (not checked: {', '.join(left)})" if left else ""
+        lines.append(f"NOT RELEASED: {', '.join(red)}" if red else f"RELEASED: the app holds what was judged{rest}")
     return lines
 
 

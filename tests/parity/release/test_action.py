@@ -1,6 +1,5 @@
 """The action for an app team's workflow: its steps' own commands, run in order as GitHub's runner runs them."""
 
-import json
 import os
 import re
 import subprocess
@@ -75,7 +74,10 @@ def test_the_steps_gate_an_app_and_the_release_waits_for_them(tmp_path: Path) ->
         assert done.returncode == code, done.stdout + done.stderr
         assert said in done.stdout
         assert said in (tmp_path / "summary.md").read_text()
-    assert json.loads((tmp_path / "parity-gate" / "gate.json").read_text())["released"] is False
+    assert not (tmp_path / "parity-gate" / "gate.json").exists(), "the last one had no run"
+    done = run_step(gate, given(run, right) | {"app": "\n"}, tmp_path)  # an output of a step that was empty
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no app is given" in done.stderr
 
 
 def test_nothing_is_released_without_the_gate() -> None:

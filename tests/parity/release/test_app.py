@@ -117,6 +117,13 @@ def test_compressed_models_cannot_be_mapped(builder: Builder) -> None:
     assert "assets/model.gguf is deflated" in found["stored"]
 
 
+def test_an_apk_with_a_bundles_configuration_is_an_apk(builder: Builder) -> None:
+    config = builder.aab("configured", FILES, key=None)
+    held = zipfile.ZipFile(config).read("BundleConfig.pb")
+    found = red(builder.apk("both", FILES | {"BundleConfig.pb": held}, deflated=True))
+    assert list(found) == ["stored"]
+
+
 def test_the_manifest_is_that_of_one_release_build(builder: Builder, good: Path) -> None:
     assert "is debuggable" in red(builder.apk("d", FILES, application='android:debuggable="true"'))["manifest"]
     assert "for tests only" in red(builder.apk("t", FILES, application='android:testOnly="true"'))["manifest"]
@@ -234,7 +241,7 @@ def test_the_gate_lets_the_right_app_through_and_no_other(run: Path, builder: Bu
     right = builder.apk("right", bundled(run))
     done = gate(run, "--app", right, "--out", out, "--junit", junit)
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines()[-1] == "RELEASED: the app holds what was judged"
+    assert done.output.splitlines()[-1] == "RELEASED: the app holds what was judged (not checked: libraries)"
     assert json.loads(out.read_text())["released"] is True
     assert ElementTree.parse(junit).getroot().attrib["failures"] == "0"
     wrong = builder.apk("wrong", bundled(run) | {"res/raw/x.gguf": EVIL})
@@ -251,11 +258,20 @@ def test_the_gate_lets_the_right_app_through_and_no_other(run: Path, builder: Bu
 
 
 def test_an_archive_with_two_readings_is_bad_input(run: Path, tmp_path: Path) -> None:
-    path = tmp_path / "a.apk"
+    path, out = tmp_path / "a.apk", tmp_path / "gate.json"
     path.write_bytes(b"PK\3\4")
-    done = CliRunner().invoke(app, ["gate", str(run), "--app", str(path)])
+    out.write_text('{"released": true}')
+    done = CliRunner().invoke(app, ["gate", str(run), "--app", str(path), "--out", str(out)])
+    assert not out.exists(), "it is of another app"
     assert isinstance(done.exception, UserError)
     assert "no end record" in str(done.exception)
+
+
+@pytest.mark.parametrize("option", ["--package", "--certificate", "--libraries"])
+def test_what_is_demanded_of_an_app_needs_one(run: Path, option: str) -> None:
+    done = gate(run, option, "x")
+    assert done.exit_code == 2
+    assert "give the app" in done.output
 
 
 def test_without_a_pass_no_app_is_looked_at(run: Path, builder: Builder) -> None:
