@@ -7,8 +7,7 @@ from xml.etree import ElementTree
 
 from parity.judge.bundle import HALVES
 from parity.release.checks import AppCheck, Demands, Judged
-from parity.release.proof import require_release
-from parity.report.saved import read_saved
+from parity.release.proof import prove, require_release
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_bytes, write_json
 
@@ -32,19 +31,17 @@ class Gated:
 def gate(folder: Path, apps: Sequence[Path], demands: Demands, public_key: Path | None = None) -> Gated:
     """Require a run to PASS, and the files of an app to hold just what it judged.
 
-    Raises as require_release and check_app do; UserError without the extra ``release``, too.
+    Raises as prove and check_app do; UserError without the extra ``release``, too.
     """
-    proof = require_release(folder, public_key)
     if not apps:
-        return Gated(tuple(proof), ())
+        return Gated(tuple(require_release(folder, public_key)), ())
+    saved, proof = prove(folder, public_key)
     try:
         from parity.release.app import check_app
     except ImportError as error:
         raise UserError(f"looking into an app needs the extra 'release' ({error}): run `make setup`") from None
-    saved = read_saved(folder)
     halves = {half: saved.verdict.candidate_header.model[half] for half in sorted(HALVES, reverse=True)}
-    # The last line says that the run may be released; whether the app may is for its own checks to say.
-    return Gated(tuple(proof[:-1]), tuple(check_app(apps, Judged(halves, saved.contract.digest), demands)))
+    return Gated(tuple(proof), tuple(check_app(apps, Judged(halves, saved.contract.digest), demands)))
 
 
 def shown(found: Gated) -> list[str]:

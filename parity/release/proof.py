@@ -8,7 +8,7 @@ from pathlib import Path
 
 from parity.judge.bundle import HALVES
 from parity.judge.judge import EXIT_CODES
-from parity.report.saved import read_saved
+from parity.report.saved import Saved, read_saved
 from parity.report.staircase import stop_words
 from pipeline.contract import load_contract
 from pipeline.core.errors import NotReleased
@@ -16,12 +16,16 @@ from pipeline.export.verify import CONTRACT, verify_bundle
 
 
 def require_release(folder: Path, public_key: Path | None = None) -> list[str]:
-    """What was checked of a run's folder, a line each. ``public_key``: of the owner who must have signed it.
+    """What was checked of a run's folder, a line each, and that it may be released. Raises as :func:`prove` does."""
+    return [*prove(folder, public_key)[1], f"{folder} may be released"]
+
+
+def prove(folder: Path, public_key: Path | None = None) -> tuple[Saved, list[str]]:
+    """A run's files, and what was checked of them, a line each. ``public_key``: of the owner who must have signed it.
 
     Raises NotReleased: a verdict that is not PASS, was given under other limits than the contract's, or is of another
-    bundle. Raises
-    UserError: no run, a stale verdict. Raises CheckFailed: a damaged bundle; a signature that is missing, or not of
-    these files.
+    bundle. Raises UserError: no run, a stale verdict. Raises CheckFailed: a damaged bundle; a signature that is
+    missing, or not of these files.
     """
     saved = read_saved(folder)
     verdict = saved.verdict
@@ -48,4 +52,4 @@ def require_release(folder: Path, public_key: Path | None = None) -> list[str]:
         from pipeline.export.signing import verify_signature
 
         lines += [verify_signature(bundle, public_key), verify_evidence(saved.folder, public_key)]
-    return [*lines, f"{folder} may be released"]
+    return saved, lines
